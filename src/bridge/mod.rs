@@ -1,0 +1,1 @@
+//! Upstreams: the client side of MQTT, over TLS, fed by a durable session.

@@ -1,0 +1,1 @@
+//! The demo: simulated field devices on real transports, and a cloud.

@@ -1,0 +1,1 @@
+//! Modbus buses, serial ports, plugin processes; codecs; readings to messages, commands to writes.

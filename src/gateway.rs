@@ -1,0 +1,1 @@
+//! The gateway assembled: what runs, in which order it starts and stops, and what a reload changes.

@@ -1,0 +1,1 @@
+//! Access, routes, retained messages, sessions and their queues.

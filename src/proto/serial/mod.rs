@@ -1,0 +1,1 @@
+//! Framers for serial devices: bytes to frames.

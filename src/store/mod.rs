@@ -1,0 +1,1 @@
+//! The only SQL: schema and migrations, the one writer thread, group commit, quarantine.

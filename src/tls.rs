@@ -1,0 +1,1 @@
+//! Certificates and keys from PEM files to rustls configurations.
