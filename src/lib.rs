@@ -10,7 +10,7 @@
 //!
 //! | floor | modules | what |
 //! | --- | --- | --- |
-//! | 0 | [`message`] [`topic`] [`reading`] [`clock`] [`observe`] [`signal`] | words; no I/O, no async |
+//! | 0 | [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] | words; no I/O, no async |
 //! | 1 | [`proto`] | sans-I/O protocols: bytes and `now` in, actions out |
 //! | 2 | [`store`] [`tls`] | the only SQL; certificates and keys for rustls |
 //! | 3 | [`hub`] | access, routes, retained messages, sessions and their queues |
@@ -25,6 +25,7 @@ pub mod clock;
 pub mod message;
 pub mod observe;
 pub mod reading;
+pub mod secret;
 pub mod signal;
 pub mod topic;
 
