@@ -1,0 +1,174 @@
+//! What the hub tells the store to keep or forget, and what it gets back after a start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::UnixMillis;
+use crate::message::{Message, QoS};
+use crate::store::Receipt;
+use crate::topic::TopicName;
+
+/// Names one session for ever; the hub chooses the number: one more than any it has seen, stored ones included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// One change to what is kept. Operations of one key take effect in the order they were submitted.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Adds the session, or replaces its record; subscriptions, queue and inbound identifiers stay as they are.
+    PutSession(Box<SessionRecord>),
+    /// Forgets the session and everything that hangs on it.
+    DropSession(SessionId),
+    /// Adds the subscription, or replaces the one with the same filter.
+    PutSubscription {
+        session: SessionId,
+        /// As spelled in the SUBSCRIBE, with its `$share/{group}/`.
+        filter: Arc<str>,
+        /// The hub's own encoding of the subscription options.
+        options: u8,
+        identifier: Option<u32>,
+    },
+    DropSubscription {
+        session: SessionId,
+        filter: Arc<str>,
+    },
+    /// Appends a message to the session's queue. `sequence` grows with every message of the session, is below 2^40
+    /// and is never used twice.
+    Enqueue {
+        session: SessionId,
+        sequence: u64,
+        /// As granted to this receiver.
+        qos: QoS,
+        /// The retain flag that this receiver gets.
+        retain: bool,
+        /// Subscription identifiers (MQTT 5.0 §3.3.2.3.8).
+        identifiers: Option<Arc<[u32]>>,
+        message: Arc<Message>,
+        receipt: Option<Arc<Receipt>>,
+    },
+    /// The receiver of a QoS 2 message owns it now (PUBREC): its content is given up, its row stays until
+    /// [`Op::Remove`].
+    Release {
+        session: SessionId,
+        sequence: u64,
+        receipt: Option<Arc<Receipt>>,
+    },
+    /// The message is done with: PUBACK, PUBCOMP, dropped or expired. Where its `Enqueue` is not committed yet, both
+    /// vanish, nothing is written and the receipt of the `Enqueue` is satisfied.
+    Remove {
+        session: SessionId,
+        sequence: u64,
+    },
+    /// A QoS 2 message with this packet identifier was accepted from the session's client.
+    AddInbound {
+        session: SessionId,
+        packet_id: u16,
+        receipt: Option<Arc<Receipt>>,
+    },
+    /// The client released the packet identifier (PUBREL).
+    RemoveInbound {
+        session: SessionId,
+        packet_id: u16,
+        receipt: Option<Arc<Receipt>>,
+    },
+    /// Replaces the retained message of its topic.
+    PutRetained(Arc<Message>, Option<Arc<Receipt>>),
+    DropRetained(TopicName, Option<Arc<Receipt>>),
+}
+
+/// When a batch must be on disk at the latest; `Durability::Interval` and `Durability::Relaxed` put it off further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// As soon as the writer is free.
+    Now,
+    /// Within the commit delay: the receivers are online and will likely acknowledge first, so it is never written.
+    Soon,
+}
+
+/// What of a session outlives its connection and the process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionRecord {
+    pub id: SessionId,
+    /// The hub's own encoding of the session's face.
+    pub face: u8,
+    pub client_id: Arc<str>,
+    pub user: Option<Arc<str>>,
+    /// How long the session is kept after it is detached; `None` is for ever.
+    pub expiry_interval: Option<Duration>,
+    /// `None` while a connection is attached.
+    pub detached_at: Option<UnixMillis>,
+    pub will: Option<Box<WillRecord>>,
+}
+
+/// The will of a session (MQTT 5.0 §3.1.2.5).
+#[derive(Clone, Debug, PartialEq)]
+pub struct WillRecord {
+    pub message: Message,
+    pub delay: Duration,
+}
+
+/// A session as it was found in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredSession {
+    pub record: SessionRecord,
+    pub subscriptions: Vec<StoredSubscription>,
+    /// Packet identifiers of inbound QoS 2 messages that are not released yet.
+    pub inbound: Vec<u16>,
+    pub queue: QueueSummary,
+}
+
+/// A subscription as it was found in the store; the fields are those of [`Op::PutSubscription`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSubscription {
+    pub filter: Arc<str>,
+    pub options: u8,
+    pub identifier: Option<u32>,
+}
+
+/// How much a session's queue holds on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueSummary {
+    /// The lowest sequence in the queue; `None` where it is empty.
+    pub first: Option<u64>,
+    /// The highest sequence known to have been stored, also where its message has gone; the next is larger.
+    pub last: Option<u64>,
+    /// Released QoS 2 messages count too.
+    pub messages: u64,
+    /// Sum of [`Message::size`]; a released message has none.
+    pub bytes: u64,
+}
+
+/// A part of a queue, in the order of its sequences.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    pub messages: Vec<StoredMessage>,
+    /// Nothing follows the last message.
+    pub complete: bool,
+    /// Reading failed, and the reason is in the log; what was read before stands in `messages`. Try again later.
+    pub failed: bool,
+}
+
+/// How much a [`Page`] may hold; the first message is given even where it alone is larger than `bytes`.
+#[derive(Clone, Copy, Debug)]
+pub struct PageLimit {
+    pub messages: usize,
+    pub bytes: usize,
+}
+
+/// One message of a queue as it was found in the store; the fields are those of [`Op::Enqueue`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredMessage {
+    pub sequence: u64,
+    pub qos: QoS,
+    pub retain: bool,
+    pub identifiers: Option<Arc<[u32]>>,
+    pub state: StoredState,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoredState {
+    /// Not known to have arrived; it may have been sent.
+    Queued(Arc<Message>),
+    /// QoS 2, PUBREC has arrived: only PUBREL may be sent.
+    Released,
+}

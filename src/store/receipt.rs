@@ -1,0 +1,114 @@
+//! What an acknowledgement waits for: everything it promises is on disk, or was delivered before it had to be.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::signal::Signal;
+
+/// Counts what must be on disk before one packet may be acknowledged, and wakes its connection when that is so.
+///
+/// Whoever makes an operation that carries the receipt calls [`Receipt::add`] first; the store calls
+/// [`Receipt::satisfy`] or [`Receipt::fail`] exactly once for each. While operations are still being added and some are
+/// already submitted, hold one `add` of your own, or the receipt may look done too early.
+#[derive(Debug)]
+pub struct Receipt {
+    pending: AtomicU32,
+    failed: AtomicBool,
+    signal: Arc<Signal>,
+}
+
+/// Where a [`Receipt`] stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiptState {
+    Pending,
+    /// All of it is safe: acknowledge.
+    Done,
+    /// Some of it could not be kept: refuse (MQTT 5.0 reason code 0x97), do not acknowledge.
+    Failed,
+}
+
+impl Receipt {
+    /// A receipt that waits for nothing yet; `signal` is raised when it is done and when it fails.
+    pub fn new(signal: Arc<Signal>) -> Arc<Self> {
+        Arc::new(Self { pending: AtomicU32::new(0), failed: AtomicBool::new(false), signal })
+    }
+
+    /// One more thing must be on disk.
+    pub fn add(&self) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One thing is on disk, or need not be any more.
+    pub fn satisfy(&self) {
+        self.settle();
+    }
+
+    /// One thing could not be kept.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+        if !self.settle() {
+            self.signal.raise();
+        }
+    }
+
+    /// Failed as soon as one part has failed, done when all parts are satisfied.
+    pub fn state(&self) -> ReceiptState {
+        // Counted first: a failure is stored before its count is taken down, so zero with no failure is the truth.
+        let pending = self.pending.load(Ordering::Acquire);
+        if self.failed.load(Ordering::Acquire) {
+            ReceiptState::Failed
+        } else if pending == 0 {
+            ReceiptState::Done
+        } else {
+            ReceiptState::Pending
+        }
+    }
+
+    /// Takes the count down; true where that was the last, and the signal was raised.
+    fn settle(&self) -> bool {
+        let before = self.pending.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before > 0, "a receipt is settled once for each `add`");
+        if before == 1 {
+            self.signal.raise();
+        }
+        before == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    async fn is_raised(signal: &Signal) -> bool {
+        poll_fn(|cx| Poll::Ready(signal.poll_raised(cx).is_ready())).await
+    }
+
+    #[tokio::test]
+    async fn the_last_part_raises_the_signal() {
+        let signal = Arc::new(Signal::default());
+        let receipt = Receipt::new(signal.clone());
+        receipt.add();
+        receipt.add();
+        receipt.satisfy();
+        assert_eq!(receipt.state(), ReceiptState::Pending);
+        assert!(!is_raised(&signal).await);
+        receipt.satisfy();
+        assert_eq!(receipt.state(), ReceiptState::Done);
+        assert!(is_raised(&signal).await);
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_raises_the_signal_and_is_final() {
+        let signal = Arc::new(Signal::default());
+        let receipt = Receipt::new(signal.clone());
+        receipt.add();
+        receipt.add();
+        receipt.fail();
+        assert_eq!(receipt.state(), ReceiptState::Failed);
+        assert!(is_raised(&signal).await);
+        receipt.satisfy();
+        assert_eq!(receipt.state(), ReceiptState::Failed);
+    }
+}
