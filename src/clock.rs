@@ -86,7 +86,7 @@ impl Clock {
 }
 
 /// 2026-11-01T00:00:00Z; a clock that shows less has not been set since power-up.
-const RELEASED: UnixMillis = UnixMillis(1_793_491_200_000);
+pub const RELEASED: UnixMillis = UnixMillis(1_793_491_200_000);
 
 fn system_unix_millis() -> i64 {
     match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {

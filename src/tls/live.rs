@@ -1,0 +1,162 @@
+//! A TLS configuration that follows its files: renewed certificates are used by the next handshake, bad ones are not.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::TlsError;
+use crate::clock::{RELEASED, UnixMillis};
+
+/// How often [`Live::watch`] looks whether a file has changed.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long before its end a certificate is reported.
+pub const EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 86_400);
+
+/// Files from which a rustls configuration is built.
+pub trait Source {
+    type Config;
+
+    /// The files whose change asks for a new build.
+    fn files(&self) -> Vec<&Path>;
+
+    /// Reads the files; also tells when the own certificate expires, where there is one.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file, what is wrong with it and what to do.
+    fn build(&self) -> Result<(Self::Config, Option<UnixMillis>), TlsError>;
+}
+
+/// A configuration built from files and rebuilt when they change.
+pub struct Live<S: Source> {
+    settings: S,
+    current: RwLock<Current<S::Config>>,
+}
+
+struct Current<C> {
+    config: Arc<C>,
+    expires_at: Option<UnixMillis>,
+    seen: Vec<Option<Fingerprint>>,
+}
+
+/// Changes when a file is rewritten, replaced by a rename, or when a symbolic link is pointed elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Fingerprint {
+    modified: (i64, i64),
+    inode: u64,
+    length: u64,
+}
+
+impl<S: Source> Live<S> {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file, what is wrong with it and what to do.
+    pub fn open(settings: S) -> Result<Self, TlsError> {
+        let seen = fingerprints(&settings);
+        let (config, expires_at) = settings.build()?;
+        let current = RwLock::new(Current { config: Arc::new(config), expires_at, seen });
+        Ok(Self { settings, current })
+    }
+
+    /// The configuration to use for the next handshake.
+    pub fn config(&self) -> Arc<S::Config> {
+        self.current.read().config.clone()
+    }
+
+    pub fn settings(&self) -> &S {
+        &self.settings
+    }
+
+    /// When the own certificate expires; `None` for a client that shows none.
+    pub fn expires_at(&self) -> Option<UnixMillis> {
+        self.current.read().expires_at
+    }
+
+    /// What to tell a person when the own certificate has expired at `now` or will within [`EXPIRY_NOTICE`].
+    pub fn expiry_notice(&self, now: UnixMillis) -> Option<String> {
+        let expires_at = self.expires_at()?;
+        // A clock that was never set says nothing about certificates.
+        if now < RELEASED || expires_at.since(now) > EXPIRY_NOTICE {
+            return None;
+        }
+        let files = self.settings.files();
+        // The own certificate comes just before its key, in both kinds of settings.
+        let path = files.iter().rev().nth(1).map_or_else(String::new, |path| path.display().to_string());
+        let verb = if expires_at <= now { "expired" } else { "expires" };
+        Some(format!("the certificate {path} {verb} on {expires_at}; replace it, no restart is needed"))
+    }
+
+    /// Reads the files again and uses what they hold. On an error the old configuration stays in use.
+    ///
+    /// # Errors
+    /// As [`Live::open`].
+    pub fn reload(&self) -> Result<(), TlsError> {
+        // The fingerprints are taken first: a file that changes while it is read is read again next time.
+        let seen = fingerprints(&self.settings);
+        let built = self.settings.build();
+        let mut current = self.current.write();
+        current.seen = seen;
+        let (config, expires_at) = built?;
+        current.config = Arc::new(config);
+        current.expires_at = expires_at;
+        Ok(())
+    }
+
+    /// Reloads if a file has changed since it was last read; `None` when none has.
+    pub fn refresh(&self) -> Option<Result<(), TlsError>> {
+        let changed = fingerprints(&self.settings) != self.current.read().seen;
+        changed.then(|| self.reload())
+    }
+
+    /// Follows the files until `shutdown`, and logs what it finds. `name` says whose files they are.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; the configuration stays as it is.
+    pub async fn watch(&self, name: &str, mut shutdown: watch::Receiver<bool>) {
+        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                stop = shutdown.wait_for(|stop| *stop) => { drop(stop); return }
+            }
+            self.refresh_and_log(name);
+        }
+    }
+
+    /// [`Live::refresh`], its outcome logged once.
+    pub fn refresh_and_log(&self, name: &str) {
+        match self.refresh() {
+            None => {}
+            Some(Ok(())) => {
+                info!(name, expires_at = self.expires_at().map(tracing::field::display), "certificates reloaded")
+            }
+            Some(Err(error)) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                warn!(name, %error, cause, "new certificates refused, the old ones stay in use");
+            }
+        }
+    }
+}
+
+impl<S: Source + fmt::Debug> fmt::Debug for Live<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+fn fingerprints<S: Source>(settings: &S) -> Vec<Option<Fingerprint>> {
+    settings.files().into_iter().map(fingerprint).collect()
+}
+
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let modified = (metadata.mtime(), metadata.mtime_nsec());
+    Some(Fingerprint { modified, inode: metadata.ino(), length: metadata.len() })
+}
