@@ -1,1 +1,84 @@
 //! YAML to checked settings; every error with file:line:column, a snippet and a hint.
+//!
+//! [`tree`] parses text to a tree that knows places; [`table`] reads it key by key; the section modules say which keys
+//! there are and turn them into the components' own settings; [`check`] compares sections with each other. `config`
+//! knows the components, never the other way round.
+
+mod core;
+pub mod report;
+pub mod scalar;
+pub mod source;
+pub mod table;
+pub mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+pub use self::core::{Format, Level, Log};
+use self::report::{Report, Reports, Severity};
+use self::table::{Context, Key, Table};
+use crate::store;
+
+/// A whole configuration, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Stands for `{gateway}` in upstream topics.
+    pub name: String,
+    pub log: Log,
+    pub store: store::Settings,
+}
+
+/// A configuration that can run, and what should still be said about it.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub warnings: Reports,
+}
+
+/// Reads and checks the file at `path` and the files it names. Opens no port and changes nothing.
+///
+/// # Errors
+/// Everything that is wrong, warnings included.
+pub fn load(path: &Path) -> Result<Loaded, Reports> {
+    load_with(path, &|name| std::env::var(name).ok())
+}
+
+/// As [`load`], with the environment variables given.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Reports> {
+    let context = Context::new(environment);
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let root = context.load(path, None);
+    let config = root.and_then(|(_, root)| Table::read_root(&context, &root, directory, read)).flatten();
+    finish(context, config)
+}
+
+/// Every key there is, in the order of the sections.
+pub fn keys() -> Vec<Key> {
+    Context::describe(|table| {
+        read(table);
+    })
+}
+
+fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Reports> {
+    let mut reports = context.reports.into_inner();
+    let order = |report: &Report| report.place.map(|place| (place.file, place.start));
+    reports.sort_by_key(order);
+    let reports = Reports { sources: context.sources.into_inner(), reports };
+    match config {
+        Some(config) if reports.errors() == 0 => Ok(Loaded { config, warnings: reports }),
+        _ => {
+            debug_assert!(reports.reports.iter().any(|report| report.severity == Severity::Error));
+            Err(reports)
+        }
+    }
+}
+
+/// The whole file. Each section reports what is wrong with it; what crosses sections is compared at the end.
+fn read(table: &mut Table<'_>) -> Option<Config> {
+    Some(Config { name: core::gateway_name(table), log: core::log(table), store: core::store(table) })
+}

@@ -22,7 +22,7 @@ pub use op::{
 pub use receipt::{Receipt, ReceiptState};
 
 /// Where and how hard the store keeps things.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub directory: PathBuf,
     pub durability: Durability,
