@@ -13,6 +13,7 @@ pub use tokio_serial::{DataBits, Parity, SerialStream, StopBits};
 
 pub mod exchange;
 pub mod mapping;
+pub mod modbus;
 
 pub use exchange::Exchange;
 
