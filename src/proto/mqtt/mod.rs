@@ -2,17 +2,19 @@
 //!
 //! Sans-I/O: a shell feeds bytes and `now`, and writes what lands in its output buffer. [`decode`] borrows from the
 //! shell's buffer and copies nothing; [`Packet::encode`] and [`encode_publish`] write straight into a `Vec<u8>`.
-//! `server` and `client` keep the rules of one connection, never its session: what must outlive
+//! [`server::Server`] and [`client::Client`] keep the rules of one connection, never its session: what must outlive
 //! the connection (queues, packet identifiers in flight, subscriptions) belongs to `hub`.
 //!
 //! Sources: MQTT 5.0 (OASIS, 7 March 2019), MQTT 3.1.1 (OASIS, 29 October 2014), MQTT V3.1 (IBM, 2010).
 
+pub mod client;
 mod decode;
 mod encode;
 mod flow;
 mod packet;
 mod property;
 mod reason;
+pub mod server;
 mod stored;
 mod wire;
 
