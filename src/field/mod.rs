@@ -11,6 +11,7 @@ use std::time::Duration;
 use thiserror::Error;
 pub use tokio_serial::{DataBits, Parity, SerialStream, StopBits};
 
+pub mod codec;
 pub mod exchange;
 pub mod mapping;
 pub mod modbus;
