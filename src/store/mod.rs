@@ -90,6 +90,10 @@ impl Opened {
     }
 }
 
+/// Holds commits back; see [`Store::transaction`].
+#[derive(Debug)]
+pub struct Transaction<'a>(std::marker::PhantomData<&'a Store>);
+
 /// A handle to the running store; every clone is the same store.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Mutex<BTreeMap<(SessionId, u64), StoredMessage>>>);
@@ -125,12 +129,19 @@ impl Store {
                 }
                 Op::AddInbound { receipt, .. } | Op::RemoveInbound { receipt, .. } => receipt,
                 Op::PutRetained(_, receipt) | Op::DropRetained(_, receipt) => receipt,
-                Op::PutSession(_) | Op::PutSubscription { .. } | Op::DropSubscription { .. } => None,
+                Op::PutSubscription { receipt, .. } => receipt,
+                Op::PutSession(_) | Op::DropSubscription { .. } => None,
             };
             if let Some(receipt) = receipt {
                 receipt.satisfy();
             }
         }
+    }
+
+    /// While the guard lives no commit begins: what is submitted under it, from however many calls, is in one commit.
+    /// Not to be held across an `.await`, nor taken twice by one thread.
+    pub fn transaction(&self) -> Transaction<'_> {
+        Transaction(std::marker::PhantomData)
     }
 
     pub fn is_full(&self) -> bool {

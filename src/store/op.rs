@@ -27,6 +27,7 @@ pub enum Op {
         /// The hub's own encoding of the subscription options.
         options: u8,
         identifier: Option<u32>,
+        receipt: Option<Arc<Receipt>>,
     },
     DropSubscription {
         session: SessionId,
@@ -83,6 +84,8 @@ pub enum Due {
     Now,
     /// Within the commit delay: the receivers are online and will likely acknowledge first, so it is never written.
     Soon,
+    /// With the next commit that comes anyway, or within a second: losing it costs no more than a repeated delivery.
+    Later,
 }
 
 /// What of a session outlives its connection and the process.

@@ -15,6 +15,8 @@ pub struct Receipt {
     pending: AtomicU32,
     failed: AtomicBool,
     signal: Arc<Signal>,
+    /// Settled together with this one.
+    parent: Option<Arc<Receipt>>,
 }
 
 /// Where a [`Receipt`] stands.
@@ -30,7 +32,16 @@ pub enum ReceiptState {
 impl Receipt {
     /// A receipt that waits for nothing yet; `signal` is raised when it is done and when it fails.
     pub fn new(signal: Arc<Signal>) -> Arc<Self> {
-        Arc::new(Self { pending: AtomicU32::new(0), failed: AtomicBool::new(false), signal })
+        Self::following(None, signal)
+    }
+
+    /// A receipt that is one part of `parent`: where it ends, done or failed, that part of the parent does too. For an
+    /// operation that two connections wait for.
+    pub fn following(parent: Option<Arc<Self>>, signal: Arc<Signal>) -> Arc<Self> {
+        if let Some(parent) = &parent {
+            parent.add();
+        }
+        Arc::new(Self { pending: AtomicU32::new(0), failed: AtomicBool::new(false), signal, parent })
     }
 
     /// One more thing must be on disk.
@@ -70,6 +81,11 @@ impl Receipt {
         debug_assert!(before > 0, "a receipt is settled once for each `add`");
         if before == 1 {
             self.signal.raise();
+            match &self.parent {
+                Some(parent) if self.failed.load(Ordering::Acquire) => parent.fail(),
+                Some(parent) => parent.satisfy(),
+                None => {}
+            }
         }
         before == 1
     }
@@ -97,6 +113,20 @@ mod tests {
         receipt.satisfy();
         assert_eq!(receipt.state(), ReceiptState::Done);
         assert!(is_raised(&signal).await);
+    }
+
+    #[test]
+    fn a_part_that_two_wait_for_settles_both() {
+        let parent = Receipt::new(Arc::default());
+        let child = Receipt::following(Some(parent.clone()), Arc::default());
+        child.add();
+        assert_eq!(parent.state(), ReceiptState::Pending);
+        child.satisfy();
+        assert_eq!((child.state(), parent.state()), (ReceiptState::Done, ReceiptState::Done));
+        let child = Receipt::following(Some(parent.clone()), Arc::default());
+        child.add();
+        child.fail();
+        assert_eq!((child.state(), parent.state()), (ReceiptState::Failed, ReceiptState::Failed));
     }
 
     #[tokio::test]

@@ -1,0 +1,336 @@
+//! Who may connect, and which topics they may read and write (MQTT 5.0 §5.4.2).
+//!
+//! Rules are topic filters with Mosquitto's `%u` and `%c` for the user name and client id. Without users everybody is
+//! anonymous; without rules everybody who may connect may do everything; with rules, what no rule allows is denied.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use argon2::Argon2;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use thiserror::Error;
+
+use crate::topic::TopicFilter;
+
+/// Users and rules as configured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    pub users: Vec<User>,
+    pub rules: Vec<Rule>,
+    pub anonymous: Anonymous,
+}
+
+#[derive(Clone, PartialEq)]
+pub struct User {
+    pub name: Arc<str>,
+    /// In PHC form, `$argon2id$…`, as [`hash_password`] makes it.
+    pub password_hash: Arc<str>,
+}
+
+/// The hash is not for logs.
+impl std::fmt::Debug for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("User").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// From where a client may connect without a user name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Anonymous {
+    Never,
+    /// From this machine only.
+    #[default]
+    Loopback,
+    Always,
+}
+
+/// What a rule's subjects may do. Several rules add up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    pub subject: Subject,
+    pub read: Vec<Pattern>,
+    pub write: Vec<Pattern>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Everyone,
+    Anonymous,
+    User(Arc<str>),
+    Client(Arc<str>),
+}
+
+/// A topic filter that may hold `%u` and `%c`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(Arc<str>);
+
+impl Pattern {
+    /// Checks `text` and makes a pattern of it.
+    ///
+    /// # Errors
+    /// As [`TopicFilter::new`].
+    pub fn new(text: &str) -> Result<Self, crate::topic::TopicError> {
+        TopicFilter::new(text)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The filter for one client; `None` where the pattern names a user and there is none, or where the name would
+    /// change the filter's levels: a client called `+` must not read everybody's topics.
+    fn expand(&self, user: Option<&str>, client_id: &str) -> Option<TopicFilter> {
+        let mut text = self.0.to_string();
+        for (placeholder, name) in [("%u", user), ("%c", Some(client_id))] {
+            if text.contains(placeholder) {
+                let name = name.filter(|name| !name.is_empty() && !name.contains(['+', '#', '/']))?;
+                text = text.replace(placeholder, name);
+            }
+        }
+        TopicFilter::new(&text).ok()
+    }
+}
+
+/// Who a client turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub user: Option<Arc<str>>,
+    trusted: bool,
+}
+
+impl Identity {
+    /// The gateway itself: adapters, bridge, web UI. No rule binds it.
+    pub fn gateway() -> Self {
+        Self { user: None, trusted: true }
+    }
+
+    /// A client, with the user it proved to be when it first attached, as the journal kept it.
+    pub(super) fn user(user: Option<Arc<str>>) -> Self {
+        Self { user, trusted: false }
+    }
+}
+
+/// Why a client may not connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum AuthError {
+    #[error("a user name and password are required from this address")]
+    AnonymousRefused,
+    #[error("unknown user name or wrong password")]
+    BadCredentials,
+}
+
+/// Users and rules, ready to be asked.
+#[derive(Debug, Default)]
+pub struct Access {
+    settings: Settings,
+    users: HashMap<Arc<str>, Arc<str>>,
+}
+
+impl Access {
+    pub fn new(settings: Settings) -> Self {
+        let users = settings.users.iter().map(|user| (user.name.clone(), user.password_hash.clone())).collect();
+        Self { settings, users }
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Checks a client's credentials. Takes tens of milliseconds when there is a password to check: call it where a
+    /// thread may block.
+    ///
+    /// # Errors
+    /// [`AuthError::AnonymousRefused`] without a user name from where that is not allowed;
+    /// [`AuthError::BadCredentials`] for an unknown user or a wrong password, after the same time for both.
+    pub fn authenticate(
+        &self,
+        user: Option<&str>,
+        password: Option<&[u8]>,
+        from_loopback: bool,
+    ) -> Result<Identity, AuthError> {
+        let Some(name) = user else {
+            let allowed = match self.settings.anonymous {
+                Anonymous::Never => false,
+                Anonymous::Loopback => from_loopback,
+                Anonymous::Always => true,
+            };
+            return if allowed {
+                Ok(Identity { user: None, trusted: false })
+            } else {
+                Err(AuthError::AnonymousRefused)
+            };
+        };
+        let known = self.users.get_key_value(name);
+        let hash = known.map_or(UNKNOWN_USER_HASH, |(_, hash)| hash);
+        let verified = verify_password(password.unwrap_or_default(), hash);
+        match known {
+            Some((name, _)) if verified => Ok(Identity { user: Some(name.clone()), trusted: false }),
+            _ => Err(AuthError::BadCredentials),
+        }
+    }
+
+    /// Whether a client that was let in before would still be, as far as its user goes.
+    pub(super) fn knows(&self, identity: &Identity) -> bool {
+        identity.user.as_ref().is_none_or(|user| self.users.contains_key(user))
+    }
+
+    /// What one client may do.
+    pub fn rights(&self, identity: &Identity, client_id: &str) -> Rights {
+        if identity.trusted || self.settings.rules.is_empty() {
+            return Rights(None);
+        }
+        let user = identity.user.as_deref();
+        let mut granted = Granted::default();
+        for rule in &self.settings.rules {
+            let concerned = match &rule.subject {
+                Subject::Everyone => true,
+                Subject::Anonymous => user.is_none(),
+                Subject::User(name) => user == Some(name),
+                Subject::Client(name) => client_id == &**name,
+            };
+            if concerned {
+                let expand = |pattern: &Pattern| pattern.expand(user, client_id);
+                granted.read.extend(rule.read.iter().filter_map(expand));
+                granted.write.extend(rule.write.iter().filter_map(expand));
+            }
+        }
+        Rights(Some(Arc::new(granted)))
+    }
+}
+
+/// What one client may read and write; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Rights(Option<Arc<Granted>>);
+
+#[derive(Debug, Default)]
+struct Granted {
+    read: Vec<TopicFilter>,
+    write: Vec<TopicFilter>,
+}
+
+impl Rights {
+    pub fn may_write(&self, topic: &str) -> bool {
+        self.0.as_ref().is_none_or(|granted| granted.write.iter().any(|filter| filter.matches(topic)))
+    }
+
+    pub fn may_read(&self, topic: &str) -> bool {
+        self.0.as_ref().is_none_or(|granted| granted.read.iter().any(|filter| filter.matches(topic)))
+    }
+
+    /// Whether a subscription can give this client anything at all.
+    pub fn may_subscribe(&self, wanted: &TopicFilter) -> bool {
+        self.0.as_ref().is_none_or(|granted| granted.read.iter().any(|filter| overlap(filter, wanted)))
+    }
+}
+
+/// Whether some topic matches both filters.
+fn overlap(a: &TopicFilter, b: &TopicFilter) -> bool {
+    let (mut left, mut right) = (a.as_str().split('/'), b.as_str().split('/'));
+    let mut first = true;
+    loop {
+        match (left.next(), right.next()) {
+            (Some("#"), other) | (other, Some("#")) => {
+                return !(first && other.is_some_and(|level| level.starts_with('$')));
+            }
+            (Some("+"), Some(level)) | (Some(level), Some("+")) if !(first && level.starts_with('$')) => {}
+            (Some(left), Some(right)) if left == right => {}
+            (None, None) => return true,
+            _ => return false,
+        }
+        first = false;
+    }
+}
+
+/// Hashes a password with argon2id and a fresh salt, to the PHC form that the configuration holds.
+///
+/// # Errors
+/// [`HashError`] when the operating system gives no random bytes for the salt.
+pub fn hash_password(password: &[u8]) -> Result<String, HashError> {
+    Argon2::default().hash_password(password).map(|hash| hash.to_string()).map_err(HashError)
+}
+
+/// Tells whether `text` is a hash that [`Access::authenticate`] can check.
+pub fn is_password_hash(text: &str) -> bool {
+    text.starts_with("$argon2id$") && PasswordHash::new(text).is_ok()
+}
+
+#[derive(Debug, Error)]
+#[error("the password cannot be hashed")]
+pub struct HashError(#[source] argon2::password_hash::Error);
+
+fn verify_password(password: &[u8], hash: &str) -> bool {
+    PasswordHash::new(hash).is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
+}
+
+/// Checked for users that do not exist, so that the time of an answer does not tell which names do. Nobody knows a
+/// password for it: it is the hash of random bytes that were thrown away.
+const UNKNOWN_USER_HASH: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$bm8gc3VjaCB1c2VyIQ$Hw9mS4oVtq2Yt0n3o6bS1sU0w7k9c5qj1x8rZ2aLpE4";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::new(text).unwrap()
+    }
+
+    fn user(name: &str, password: &[u8]) -> User {
+        User { name: name.into(), password_hash: hash_password(password).unwrap().into() }
+    }
+
+    #[test]
+    fn passwords_are_checked_and_unknown_users_are_not_told_apart() {
+        let access =
+            Access::new(Settings { users: vec![user("ann", b"secret")], anonymous: Anonymous::Never, rules: vec![] });
+        let check = |user, password: Option<&[u8]>| access.authenticate(user, password, true);
+        assert_eq!(check(Some("ann"), Some(b"secret")).unwrap().user.as_deref(), Some("ann"));
+        assert_eq!(check(Some("ann"), Some(b"wrong")), Err(AuthError::BadCredentials));
+        assert_eq!(check(Some("ann"), None), Err(AuthError::BadCredentials));
+        assert_eq!(check(Some("bob"), Some(b"secret")), Err(AuthError::BadCredentials));
+        assert_eq!(check(None, None), Err(AuthError::AnonymousRefused));
+        assert!(PasswordHash::new(UNKNOWN_USER_HASH).is_ok(), "it must cost as much as a real one");
+    }
+
+    #[test]
+    fn anonymous_clients_connect_from_loopback_by_default() {
+        let access = Access::new(Settings::default());
+        assert!(access.authenticate(None, None, true).is_ok());
+        assert_eq!(access.authenticate(None, None, false), Err(AuthError::AnonymousRefused));
+    }
+
+    #[test]
+    fn rules_add_up_and_what_none_allows_is_denied() {
+        let rule = |subject, read: &[&str], write: &[&str]| Rule {
+            subject,
+            read: read.iter().map(|text| pattern(text)).collect(),
+            write: write.iter().map(|text| pattern(text)).collect(),
+        };
+        let access = Access::new(Settings {
+            rules: vec![
+                rule(Subject::Everyone, &["public/#"], &[]),
+                rule(Subject::User("ann".into()), &["home/%u/#"], &["home/%u/+"]),
+                rule(Subject::Client("c1".into()), &[], &["raw/%c"]),
+            ],
+            ..Settings::default()
+        });
+        let ann = Identity { user: Some("ann".into()), trusted: false };
+        let rights = access.rights(&ann, "c1");
+        assert!(rights.may_read("public/x") && rights.may_read("home/ann/a/b") && rights.may_write("raw/c1"));
+        assert!(!rights.may_read("home/bob/x") && !rights.may_write("home/ann/a/b") && !rights.may_write("public/x"));
+        let filter = |text: &str| rights.may_subscribe(&TopicFilter::new(text).unwrap());
+        assert!(filter("#") && filter("home/+/a") && filter("public/+/x"));
+        assert!(!filter("private/#") && !filter("home/bob/#") && !filter("$SYS/#"));
+        let nobody = access.rights(&Identity { user: None, trusted: false }, "x");
+        assert!(nobody.may_read("public/x") && !nobody.may_read("home/ann/x"));
+        assert!(access.rights(&Identity::gateway(), "x").may_write("anything"));
+    }
+
+    #[test]
+    fn a_name_with_wildcards_or_levels_widens_no_pattern() {
+        let check = |client: &str| pattern("a/%c").expand(None, client);
+        assert_eq!(check("x").unwrap().as_str(), "a/x");
+        for name in ["+", "#", "x/y", ""] {
+            assert_eq!(check(name), None, "{name}");
+        }
+        assert_eq!(pattern("a/%u").expand(None, "x"), None);
+    }
+}

@@ -1,0 +1,614 @@
+//! One attached connection's hold on its session.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::MutexGuard;
+use thiserror::Error;
+
+use super::queue::Incoming;
+use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
+use super::{Hub, Outbound, PacketId, RetainHandling, SubscribeOptions, Subscriber, Targets, Will, WillDue};
+use crate::message::{Message, Properties, QoS};
+use crate::store::{Due, Op, Receipt, ReceiptState};
+use crate::topic::{SharedFilter, TopicName};
+
+/// A connection attached to its session. Dropping it is losing the connection: the will fires.
+///
+/// Publishes and acknowledgements are collected and take effect together with [`Link::flush`], so that a batch that was
+/// read at once locks and wakes each receiver once.
+#[derive(Debug)]
+pub struct Link {
+    hub: Hub,
+    session: Arc<Session>,
+    attachment: Arc<Attachment>,
+    present: bool,
+    detached: bool,
+    /// Topics this connection has published on lately.
+    routes: HashMap<Box<str>, Route>,
+    runs: Vec<Run>,
+    acknowledged: Vec<PacketId>,
+    ops: Vec<Op>,
+    accepted: u64,
+}
+
+/// What a connection publishes.
+#[derive(Clone, Debug)]
+pub struct Publish<'a> {
+    pub topic: &'a str,
+    pub payload: Bytes,
+    pub qos: QoS,
+    pub retain: bool,
+    /// The peer's packet identifier, which tells a repeated QoS 2 message from a new one.
+    pub packet_id: Option<PacketId>,
+    pub properties: Option<Box<Properties>>,
+    pub expiry_interval: Option<Duration>,
+}
+
+impl<'a> Publish<'a> {
+    /// A QoS 0 message, not retained.
+    pub fn new(topic: &'a str, payload: impl Into<Bytes>) -> Self {
+        Self {
+            topic,
+            payload: payload.into(),
+            qos: QoS::AtMostOnce,
+            retain: false,
+            packet_id: None,
+            properties: None,
+            expiry_interval: None,
+        }
+    }
+}
+
+/// What became of a publish.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Acknowledge after the flush. `matched` tells whether anybody gets it (MQTT 5.0 reason code 0x10).
+    Done {
+        matched: bool,
+    },
+    /// Acknowledge when the receipt is done; refuse when it has failed.
+    Pending(Arc<Receipt>),
+    Refused(Refusal),
+}
+
+/// Why a publish is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    #[error("the topic is not a valid topic name, or has more levels than `limits.max_topic_levels`")]
+    TopicInvalid,
+    #[error("the access rules do not allow this client to publish on this topic")]
+    NotAuthorized,
+    #[error("a receiver's queue is full and configured to refuse what it cannot keep")]
+    QuotaExceeded,
+}
+
+/// An inbound QoS 2 message was released (PUBREL).
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// False for an identifier that was not in use (MQTT 5.0 reason code 0x92).
+    pub known: bool,
+    /// What PUBCOMP waits for.
+    pub receipt: Option<Arc<Receipt>>,
+}
+
+/// A subscription that was made.
+#[derive(Clone, Debug)]
+pub struct Subscribed {
+    /// The QoS granted.
+    pub qos: QoS,
+    /// What SUBACK waits for.
+    pub receipt: Option<Arc<Receipt>>,
+}
+
+/// Why a subscription is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SubscribeError {
+    #[error("the access rules give this client nothing that the filter asks for")]
+    NotAuthorized,
+    #[error("the client has as many subscriptions as `limits.max_subscriptions` allows")]
+    QuotaExceeded,
+    #[error("the filter has more levels than `limits.max_topic_levels` allows")]
+    TooManyLevels,
+    #[error("the connection is not attached any more")]
+    Detached,
+}
+
+/// Receivers, or the disk, that cannot keep up with this publisher.
+#[derive(Debug)]
+pub struct Pressure {
+    sessions: Vec<Arc<Session>>,
+    hub: Hub,
+}
+
+impl Pressure {
+    /// Waits until they have caught up, or have made the publisher wait for long enough.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost; the publisher just goes on early.
+    pub async fn wait(&self) {
+        for session in &self.sessions {
+            session.drained().await;
+        }
+        if let Some(store) = self.hub.store() {
+            store.when_ready().await;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Route {
+    topic: TopicName,
+    may_write: bool,
+    targets: Arc<Targets>,
+}
+
+/// Consecutive messages of a batch that go to the same receivers.
+#[derive(Debug)]
+struct Run {
+    targets: Arc<Targets>,
+    messages: Vec<(Arc<Message>, Option<Arc<Receipt>>)>,
+}
+
+/// How many topics a connection's routes are remembered for; beyond it they are looked up afresh.
+const MAX_ROUTES: usize = 512;
+
+impl Link {
+    pub(super) fn new(hub: Hub, session: Arc<Session>, attachment: Arc<Attachment>, present: bool) -> Self {
+        Self {
+            hub,
+            session,
+            attachment,
+            present,
+            detached: false,
+            routes: HashMap::new(),
+            runs: Vec::new(),
+            acknowledged: Vec::new(),
+            ops: Vec::new(),
+            accepted: 0,
+        }
+    }
+
+    /// Whether an earlier session was resumed.
+    pub fn session_present(&self) -> bool {
+        self.present
+    }
+
+    pub fn client_id(&self) -> &Arc<str> {
+        &self.session.client_id
+    }
+
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Why this connection must close, once it must.
+    pub fn fate(&self) -> Option<Fate> {
+        self.attachment.fate()
+    }
+
+    /// Ready when there may be something to do: messages to take, a receipt that is done, a [`Link::fate`]. Registers
+    /// the task of `cx` otherwise.
+    pub fn poll_wake(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // The successor of a connection that was taken over waits on the same signal: do not take it away from it.
+        if self.fate().is_some() { Poll::Ready(()) } else { self.session.signal.poll_raised(cx) }
+    }
+
+    /// Waits for [`Link::poll_wake`].
+    ///
+    /// # Cancel safety
+    /// A wake-up that was not returned for is kept for the next wait.
+    pub async fn woken(&self) {
+        poll_fn(|cx| self.poll_wake(cx)).await;
+    }
+
+    /// Takes up a publish; it is routed by the next [`Link::flush`].
+    pub fn publish(&mut self, publish: Publish<'_>) -> Outcome {
+        let route = match self.route(publish.topic) {
+            Ok(route) => route,
+            Err(refusal) => return Outcome::Refused(refusal),
+        };
+        if !route.may_write {
+            self.hub.0.counters.denied_publish.fetch_add(1, Ordering::Relaxed);
+            return Outcome::Refused(Refusal::NotAuthorized);
+        }
+        let (topic, targets) = (route.topic.clone(), route.targets.clone());
+        let message = Arc::new(Message {
+            topic,
+            payload: publish.payload,
+            qos: publish.qos,
+            retain: publish.retain,
+            properties: publish.properties,
+            expiry_interval: publish.expiry_interval,
+            accepted_at: self.hub.now(),
+        });
+        if targets.rejecting && publish.qos != QoS::AtMostOnce && targets.would_reject(&message) {
+            return Outcome::Refused(Refusal::QuotaExceeded);
+        }
+        let journaled = targets.durable || publish.retain || self.session.durable && publish.qos == QoS::ExactlyOnce;
+        let mut receipt = None;
+        if publish.qos != QoS::AtMostOnce && journaled && self.hub.store().is_some() {
+            let pending = Receipt::new(self.session.signal.clone());
+            // Held until the flush has added everything that the receipt is for.
+            pending.add();
+            receipt = Some(pending);
+        }
+        if publish.qos == QoS::ExactlyOnce
+            && let Some(packet_id) = publish.packet_id
+            && let Some(repeated) = self.repeated(packet_id, receipt.as_ref())
+        {
+            return repeated;
+        }
+        let matched = targets.matches_any();
+        self.accepted += 1;
+        match self.runs.last_mut() {
+            Some(run) if Arc::ptr_eq(&run.targets, &targets) => run.messages.push((message, receipt.clone())),
+            _ => self.runs.push(Run { targets, messages: vec![(message, receipt.clone())] }),
+        }
+        receipt.map_or(Outcome::Done { matched }, Outcome::Pending)
+    }
+
+    /// Notes the identifier of an inbound QoS 2 message; for one that was already accepted, how to answer it again.
+    fn repeated(&mut self, packet_id: PacketId, receipt: Option<&Arc<Receipt>>) -> Option<Outcome> {
+        let id = packet_id.get();
+        let mut state = self.session.state.lock();
+        if let Some(earlier) = state.inbound.get(&id) {
+            return Some(match earlier {
+                Some(receipt) if receipt.state() != ReceiptState::Done => Outcome::Pending(receipt.clone()),
+                _ => Outcome::Done { matched: true },
+            });
+        }
+        state.inbound.insert(id, receipt.cloned());
+        if self.session.durable {
+            if let Some(receipt) = receipt {
+                receipt.add();
+            }
+            let op = Op::AddInbound { session: self.session.id, packet_id: id, receipt: receipt.cloned() };
+            self.ops.push(op);
+        }
+        None
+    }
+
+    /// A repeated QoS 2 message, if it were one, must not be accepted again although its first acknowledgement failed:
+    /// forgets the identifier so that the peer's next try counts as new.
+    pub fn forget_inbound(&mut self, packet_id: PacketId) {
+        let mut state = self.session.state.lock();
+        if state.inbound.remove(&packet_id.get()).is_some() && self.session.durable {
+            let op = Op::RemoveInbound { session: self.session.id, packet_id: packet_id.get(), receipt: None };
+            submit(self.hub.store(), &mut vec![op], Due::Soon);
+        }
+    }
+
+    fn route(&mut self, topic: &str) -> Result<&Route, Refusal> {
+        let version = self.hub.0.version.load(Ordering::Acquire);
+        let fresh = self.routes.get(topic).is_some_and(|route| route.targets.version == version);
+        if !fresh {
+            let name = match self.routes.get(topic) {
+                Some(route) => route.topic.clone(),
+                None => {
+                    let levels = topic.split('/').count();
+                    let name = TopicName::new(topic).ok().filter(|_| levels <= self.hub.0.limits.max_topic_levels);
+                    name.ok_or(Refusal::TopicInvalid)?
+                }
+            };
+            if self.routes.len() >= MAX_ROUTES {
+                self.routes.clear();
+            }
+            let may_write = self.session.rights.read().may_write(topic);
+            let route = Route { topic: name, may_write, targets: Arc::new(self.hub.targets(topic)) };
+            self.routes.insert(topic.into(), route);
+        }
+        self.routes.get(topic).ok_or(Refusal::TopicInvalid)
+    }
+
+    /// PUBACK, or PUBREC with an error: the receiver has the message, or will not take it. Takes effect with the next
+    /// [`Link::flush`] or [`Link::take`].
+    pub fn acknowledge(&mut self, packet_id: PacketId) {
+        self.acknowledged.push(packet_id);
+    }
+
+    /// PUBREC: a later [`Link::take`] yields the release once this is on disk. False for an unknown identifier.
+    pub fn received(&mut self, packet_id: PacketId) -> bool {
+        let mut ops = Vec::new();
+        let Some(mut state) = self.state() else { return true };
+        let known = state.queue.receive(packet_id, &self.session.signal, &mut ops);
+        submit(self.hub.store(), &mut ops, Due::Now);
+        known
+    }
+
+    /// PUBCOMP: the QoS 2 delivery is over. False for an unknown identifier.
+    pub fn completed(&mut self, packet_id: PacketId) -> bool {
+        let mut ops = Vec::new();
+        let Some(mut state) = self.state() else { return true };
+        let known = state.queue.complete(packet_id, &mut ops);
+        submit(self.hub.store(), &mut ops, Due::Later);
+        known
+    }
+
+    /// PUBREL: the peer has released the identifier of its QoS 2 message.
+    pub fn released(&mut self, packet_id: PacketId) -> Released {
+        self.flush_runs();
+        let mut state = self.session.state.lock();
+        let known = state.inbound.remove(&packet_id.get()).is_some();
+        let mut receipt = None;
+        if known && self.session.durable {
+            let pending = Receipt::new(self.session.signal.clone());
+            pending.add();
+            let op = Op::RemoveInbound {
+                session: self.session.id,
+                packet_id: packet_id.get(),
+                receipt: Some(pending.clone()),
+            };
+            submit(self.hub.store(), &mut vec![op], Due::Now);
+            receipt = Some(pending);
+        }
+        Released { known, receipt }
+    }
+
+    /// Routes what was published and acknowledged since the last flush. Returns whom to wait for before reading more.
+    pub fn flush(&mut self) -> Option<Pressure> {
+        self.flush_acknowledged();
+        let sessions = self.flush_runs();
+        let disk_full = self.hub.store().is_some_and(|store| store.is_full());
+        (disk_full || !sessions.is_empty()).then(|| Pressure { sessions, hub: self.hub.clone() })
+    }
+
+    fn flush_acknowledged(&mut self) {
+        if self.acknowledged.is_empty() {
+            return;
+        }
+        let mut acknowledged = std::mem::take(&mut self.acknowledged);
+        if let Some(mut state) = self.state() {
+            let mut ops = Vec::new();
+            for packet_id in acknowledged.drain(..) {
+                state.queue.acknowledge(packet_id, &mut ops);
+            }
+            submit(self.hub.store(), &mut ops, Due::Later);
+        }
+    }
+
+    fn flush_runs(&mut self) -> Vec<Arc<Session>> {
+        if self.runs.is_empty() {
+            // A PUBLISH that repeats an identifier leaves nothing to route and nothing to journal.
+            return Vec::new();
+        }
+        let accepted = std::mem::take(&mut self.accepted);
+        self.session.counters.received.fetch_add(accepted, Ordering::Relaxed);
+        self.hub.0.counters.received.fetch_add(accepted, Ordering::Relaxed);
+        // An inbound identifier and the messages accepted under it must reach the disk in one commit.
+        let _transaction = match self.hub.store() {
+            Some(store) if !self.ops.is_empty() => Some(store.transaction()),
+            _ => None,
+        };
+        submit(self.hub.store(), &mut self.ops, Due::Now);
+        let mut pressed = Vec::new();
+        for run in &mut self.runs {
+            for (message, receipt) in run.messages.iter().filter(|(message, _)| message.retain) {
+                self.hub.retain(message, receipt.as_ref(), &mut self.ops);
+                let due = if receipt.is_some() { Due::Now } else { Due::Later };
+                submit(self.hub.store(), &mut self.ops, due);
+            }
+            // A subscription made since the look-up has read the retained messages before or will get these live.
+            if run.targets.version != self.hub.0.version.load(Ordering::Acquire)
+                && let Some((message, _)) = run.messages.first()
+            {
+                run.targets = Arc::new(self.hub.targets(message.topic.as_str()));
+            }
+            pressed.extend(self.hub.deliver(&run.targets, &run.messages, Some(self.session.id), &mut self.ops));
+            for (_, receipt) in &run.messages {
+                if let Some(receipt) = receipt {
+                    receipt.satisfy();
+                }
+            }
+        }
+        self.runs.clear();
+        pressed
+    }
+
+    /// Moves up to `max` of what may be sent now to `into`, in the order it must be sent.
+    pub fn take(&mut self, into: &mut Vec<Outbound>, max: usize) {
+        self.flush_acknowledged();
+        let before = into.len();
+        let now = self.hub.now();
+        let window = self.attachment.window;
+        let mut ops = Vec::new();
+        let Some(mut state) = self.state() else { return };
+        let expired = state.queue.take(into, max, window, now, &mut ops);
+        submit(self.hub.store(), &mut ops, Due::Later);
+        let (backlog, has_tail) = (state.queue.backlog(), state.queue.has_tail());
+        drop(state);
+        self.session.tell_drained(backlog);
+        if has_tail {
+            self.session.page_in(self.hub.store());
+        }
+        let sent = (into.len() - before) as u64;
+        if sent > 0 {
+            self.session.counters.sent.fetch_add(sent, Ordering::Relaxed);
+            self.hub.0.counters.sent.fetch_add(sent, Ordering::Relaxed);
+        }
+        if expired > 0 {
+            self.hub.0.counters.dropped_expired.fetch_add(expired, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for something to send, and takes it. Empty when the connection must close.
+    ///
+    /// # Cancel safety
+    /// Nothing is taken until it is returned.
+    pub async fn next(&mut self) -> Vec<Outbound> {
+        const BATCH: usize = 256;
+        let mut taken = Vec::new();
+        while self.fate().is_none() {
+            self.take(&mut taken, BATCH);
+            if !taken.is_empty() {
+                break;
+            }
+            self.woken().await;
+        }
+        taken
+    }
+
+    /// Adds a subscription, or replaces the one with the same filter, and queues the retained messages it asks for.
+    ///
+    /// # Errors
+    /// [`SubscribeError`] names the rule or limit; the subscription is not made.
+    pub fn subscribe(
+        &mut self,
+        filter: &SharedFilter,
+        options: SubscribeOptions,
+    ) -> Result<Subscribed, SubscribeError> {
+        self.flush_runs();
+        let limits = &self.hub.0.limits;
+        if filter.filter.as_str().split('/').count() > limits.max_topic_levels {
+            return Err(SubscribeError::TooManyLevels);
+        }
+        if !self.session.rights.read().may_subscribe(&filter.filter) {
+            self.hub.0.counters.denied_subscribe.fetch_add(1, Ordering::Relaxed);
+            return Err(SubscribeError::NotAuthorized);
+        }
+        let text: Arc<str> = filter.to_text().into();
+        let mut ops = Vec::new();
+        let mut state = self.state().ok_or(SubscribeError::Detached)?;
+        let is_new = !state.subscriptions.contains_key(&text);
+        if is_new && state.subscriptions.len() >= limits.max_subscriptions {
+            return Err(SubscribeError::QuotaExceeded);
+        }
+        state.subscriptions.insert(text.clone(), filter.clone());
+        {
+            let subscriber = Subscriber { session: self.session.clone(), options, filter: filter.clone() };
+            self.hub.0.routes.write().insert(filter, self.session.id.0, subscriber);
+        }
+        self.hub.changed();
+        let receipt = self.session.durable.then(|| Receipt::new(self.session.signal.clone()));
+        if let Some(receipt) = &receipt {
+            receipt.add();
+            ops.push(Op::PutSubscription {
+                session: self.session.id,
+                filter: text,
+                options: options.to_byte(),
+                identifier: options.identifier.map(|identifier| identifier.get()),
+                receipt: Some(receipt.clone()),
+            });
+        }
+        let wanted = match options.retain_handling {
+            RetainHandling::Send => true,
+            RetainHandling::SendIfNew => is_new,
+            RetainHandling::DoNotSend => false,
+        };
+        if wanted && filter.group.is_none() {
+            self.queue_retained(filter, options, &mut state, &mut ops);
+        }
+        submit(self.hub.store(), &mut ops, Due::Now);
+        drop(state);
+        self.session.signal.raise();
+        Ok(Subscribed { qos: options.qos, receipt })
+    }
+
+    fn queue_retained(
+        &self,
+        filter: &SharedFilter,
+        options: SubscribeOptions,
+        state: &mut MutexGuard<'_, State>,
+        ops: &mut Vec<Op>,
+    ) {
+        let rights = self.session.rights.read().clone();
+        // However many there are, a subscriber gets them all: they are in memory once already.
+        let limits = super::QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.session.limits };
+        for message in self.hub.retained_for(filter) {
+            if !rights.may_read(message.topic.as_str()) {
+                continue;
+            }
+            let identifiers = options.identifier.map(|identifier| Arc::from([identifier.get()]));
+            let incoming = Incoming { qos: message.qos.min(options.qos), retain: true, identifiers, message };
+            state.queue.push(incoming, None, true, &self.session.signal, &limits, ops);
+        }
+    }
+
+    /// Removes a subscription; false where there was none.
+    pub fn unsubscribe(&mut self, filter: &SharedFilter) -> bool {
+        self.flush_runs();
+        let text: Arc<str> = filter.to_text().into();
+        let Some(mut state) = self.state() else { return false };
+        if state.subscriptions.remove(&text).is_none() {
+            return false;
+        }
+        self.hub.0.routes.write().remove(filter, self.session.id.0);
+        self.hub.changed();
+        if self.session.durable {
+            let op = Op::DropSubscription { session: self.session.id, filter: text };
+            submit(self.hub.store(), &mut vec![op], Due::Soon);
+        }
+        true
+    }
+
+    /// Replaces the will (MQTT-SN 1.2 §6.4).
+    pub fn set_will(&mut self, will: Option<Will>) {
+        let Some(mut state) = self.state() else { return };
+        state.will = will;
+        if self.session.durable {
+            submit(self.hub.store(), &mut vec![self.session.record(&state)], Due::Soon);
+        }
+    }
+
+    /// Messages waiting or unacknowledged in the session's queue.
+    pub fn queued(&self) -> u64 {
+        self.session.state.lock().queue.len()
+    }
+
+    /// Ends the connection in good order (DISCONNECT). `expiry` changes how long the session is kept from now on.
+    pub fn detach(mut self, publish_will: bool, expiry: Option<SessionExpiry>) {
+        self.flush();
+        if let (Some(expiry), Some(mut state)) = (expiry, self.state()) {
+            state.expiry = self.hub.allowed_expiry(expiry);
+        }
+        self.leave(if publish_will { WillDue::Yes } else { WillDue::No });
+    }
+
+    fn leave(&mut self, will: WillDue) {
+        if std::mem::replace(&mut self.detached, true) {
+            return;
+        }
+        if let Some(mut state) = self.state() {
+            state.attached = None;
+            state.queue.disconnect();
+            self.session.tell_drained((0, 0));
+            self.hub.after_detach(&self.session, state, will);
+        }
+    }
+
+    /// The session's state, while this connection is the attached one.
+    fn state(&self) -> Option<MutexGuard<'_, State>> {
+        let state = self.session.state.lock();
+        let mine = state.attached.as_ref().is_some_and(|attached| attached.number == self.attachment.number);
+        mine.then_some(state)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.flush();
+        self.leave(WillDue::Yes);
+    }
+}
+
+impl Targets {
+    fn matches_any(&self) -> bool {
+        !self.direct.is_empty() || !self.groups.is_empty()
+    }
+
+    /// Whether a receiver that refuses rather than loses has no room for the message.
+    fn would_reject(&self, message: &Message) -> bool {
+        let members = self.groups.iter().flat_map(|group| &group.members);
+        self.direct.iter().chain(members).any(|target| {
+            let limits = &target.session.limits;
+            limits.when_full == super::WhenFull::Reject
+                && target.qos != QoS::AtMostOnce
+                && target.session.state.lock().queue.is_full(message.size(), limits)
+        })
+    }
+}

@@ -1,0 +1,568 @@
+//! A session's outbound queue and inflight window (MQTT 5.0 §4.3, §4.4, §4.6, §4.9).
+//!
+//! Pure: no lock, no clock, no task; what must reach the journal is added to a list of operations that the caller
+//! submits while it still holds the session's lock, so that the journal sees a session's sequences in order.
+//!
+//! **Memory and disk.** The head of the queue is in memory. When the head is full, later messages of a durable queue are
+//! journaled only (the *tail*) and paged back in as the head drains.
+//!
+//! **Packet identifiers** are a function of the queue's sequence, so that a message keeps its identifier through a crash
+//! without a write for each send. A QoS 2 message of a durable queue is sent only once it is on disk: after a crash it
+//! goes out again under the same identifier and its receiver can tell that it is the same message.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use crate::clock::UnixMillis;
+use crate::message::{Message, QoS};
+use crate::signal::Signal;
+use crate::store::{Op, QueueSummary, Receipt, ReceiptState, SessionId, StoredMessage, StoredState};
+
+/// MQTT's packet identifier: never zero.
+pub type PacketId = NonZeroU16;
+
+/// Limits of one session's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// QoS 1 and 2 messages waiting, in memory and on disk; also QoS 0 messages waiting in memory.
+    pub max_messages: u64,
+    /// Topic, payload and properties of what waits, in bytes, for each of the two.
+    pub max_bytes: u64,
+    pub when_full: WhenFull,
+    /// How much of a durable queue is kept in memory before the rest stays on disk.
+    pub memory_messages: usize,
+    pub memory_bytes: usize,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self {
+            max_messages: 100_000,
+            max_bytes: 64 << 20,
+            when_full: WhenFull::DropNewest,
+            memory_messages: 4096,
+            memory_bytes: 4 << 20,
+        }
+    }
+}
+
+/// What happens to a QoS 1 or 2 message for a session whose queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WhenFull {
+    DropOldest,
+    DropNewest,
+    /// The publisher is told: reason code 0x97 in MQTT 5.0, no acknowledgement in 3.1.1.
+    Reject,
+}
+
+/// What a session hands to its connection, in the order it must be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outbound {
+    Publish(Delivery),
+    /// PUBREL: the second half of a QoS 2 delivery.
+    Release(PacketId),
+}
+
+/// A message on its way to one receiver.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    pub message: Arc<Message>,
+    /// The lower of what was published and what was granted.
+    pub qos: QoS,
+    pub retain: bool,
+    /// It may have been sent before.
+    pub dup: bool,
+    /// Set for QoS 1 and 2.
+    pub packet_id: Option<PacketId>,
+    /// The subscription identifiers of all subscriptions that matched (MQTT 5.0 §3.3.2.3.8).
+    pub identifiers: Option<Arc<[u32]>>,
+}
+
+/// A message to be queued, with what its subscription makes of it.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    pub message: Arc<Message>,
+    pub qos: QoS,
+    pub retain: bool,
+    pub identifiers: Option<Arc<[u32]>>,
+}
+
+/// What became of a message given to [`Queue::push`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    Queued,
+    /// The queue is full and this message was given up.
+    DroppedNewest,
+    /// The queue was full and an older message was given up for this one.
+    DroppedOldest,
+    /// QoS 0 for a session that is not connected.
+    Skipped,
+}
+
+#[derive(Debug)]
+struct Entry {
+    sequence: u64,
+    incoming: Incoming,
+    /// A QoS 2 message of a durable queue waits for this before it is sent.
+    committed: Option<Arc<Receipt>>,
+}
+
+#[derive(Debug)]
+struct Inflight {
+    sequence: u64,
+    state: InflightState,
+}
+
+#[derive(Debug)]
+enum InflightState {
+    /// PUBLISH was sent; PUBACK or PUBREC is awaited.
+    Published(Incoming),
+    /// PUBREC has come and is being journaled; PUBREL may not be sent before.
+    Releasing(Arc<Receipt>),
+    /// PUBREL was sent; PUBCOMP is awaited.
+    Released,
+    /// Acknowledged out of order; leaves when it comes to the front.
+    Done,
+}
+
+/// The part of a durable queue that is on disk only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tail {
+    /// The first sequence that is on disk only.
+    from: u64,
+    messages: u64,
+    bytes: u64,
+}
+
+/// One session's queue.
+#[derive(Debug)]
+pub struct Queue {
+    session: SessionId,
+    /// Whether messages are journaled; fixed for the life of the session.
+    durable: bool,
+    /// QoS 1 and 2 in order, not yet sent.
+    waiting: VecDeque<Entry>,
+    waiting_bytes: u64,
+    /// QoS 0, not yet sent; beside the window and never journaled.
+    lossy: VecDeque<Incoming>,
+    lossy_bytes: u64,
+    /// QoS 1 and 2 in order, sent and not yet acknowledged.
+    inflight: VecDeque<Inflight>,
+    /// How many of `inflight` have been sent on this connection; the rest is sent again before anything new.
+    resent: usize,
+    /// How many of those sent on this connection are not yet acknowledged.
+    outstanding: usize,
+    /// PUBRELs that may be sent.
+    releases: VecDeque<PacketId>,
+    tail: Option<Tail>,
+    loading: Option<u64>,
+    next_sequence: u64,
+    /// Messages found on disk at start that may have been sent before the crash.
+    maybe_sent: usize,
+}
+
+impl Queue {
+    pub fn new(session: SessionId, durable: bool) -> Self {
+        Self {
+            session,
+            durable,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            lossy: VecDeque::new(),
+            lossy_bytes: 0,
+            inflight: VecDeque::new(),
+            resent: 0,
+            outstanding: 0,
+            releases: VecDeque::new(),
+            tail: None,
+            loading: None,
+            next_sequence: 0,
+            maybe_sent: 0,
+        }
+    }
+
+    /// A durable queue found on disk. Up to `window` of its first messages may have been sent before the gateway
+    /// stopped.
+    pub fn restored(session: SessionId, found: QueueSummary, window: u16) -> Self {
+        let mut queue = Self::new(session, true);
+        queue.next_sequence = found.last.map_or(0, |last| last + 1);
+        if let Some(from) = found.first {
+            queue.tail = Some(Tail { from, messages: found.messages, bytes: found.bytes });
+            queue.maybe_sent = usize::from(window);
+        }
+        queue
+    }
+
+    /// Messages waiting or unacknowledged.
+    pub fn len(&self) -> u64 {
+        let tail = self.tail.map_or(0, |tail| tail.messages);
+        let inflight = self.inflight.iter().filter(|entry| !matches!(entry.state, InflightState::Done)).count();
+        (self.waiting.len() + self.lossy.len() + inflight) as u64 + tail
+    }
+
+    /// Bytes waiting, in memory and on disk.
+    pub fn bytes(&self) -> u64 {
+        self.waiting_bytes + self.lossy_bytes + self.tail.map_or(0, |tail| tail.bytes)
+    }
+
+    /// Messages and bytes that wait in memory: what a slow connection makes grow.
+    pub fn backlog(&self) -> (usize, u64) {
+        (self.waiting.len() + self.lossy.len(), self.waiting_bytes + self.lossy_bytes)
+    }
+
+    pub fn has_tail(&self) -> bool {
+        self.tail.is_some()
+    }
+
+    /// Whether one more QoS 1 or 2 message of `size` bytes would go over a limit.
+    pub fn is_full(&self, size: usize, limits: &QueueLimits) -> bool {
+        let tail = self.tail.unwrap_or(Tail { from: 0, messages: 0, bytes: 0 });
+        self.waiting.len() as u64 + tail.messages >= limits.max_messages
+            || self.waiting_bytes + tail.bytes + size as u64 > limits.max_bytes
+    }
+
+    /// Adds a message, or gives one up. `receipt` is the publisher's: it counts the journal entry made here.
+    pub fn push(
+        &mut self,
+        incoming: Incoming,
+        receipt: Option<&Arc<Receipt>>,
+        connected: bool,
+        signal: &Arc<Signal>,
+        limits: &QueueLimits,
+        ops: &mut Vec<Op>,
+    ) -> Pushed {
+        let size = incoming.message.size();
+        if incoming.qos == QoS::AtMostOnce {
+            return self.push_lossy(incoming, size, connected, limits);
+        }
+        let mut pushed = Pushed::Queued;
+        if self.is_full(size, limits) {
+            if limits.when_full != WhenFull::DropOldest || !self.drop_oldest(ops) {
+                return Pushed::DroppedNewest;
+            }
+            pushed = Pushed::DroppedOldest;
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let mut committed = None;
+        if self.durable {
+            let mut receipt = receipt.cloned();
+            if incoming.qos == QoS::ExactlyOnce {
+                let own = Receipt::following(receipt.take(), signal.clone());
+                committed = Some(own.clone());
+                receipt = Some(own);
+            }
+            if let Some(receipt) = &receipt {
+                receipt.add();
+            }
+            ops.push(Op::Enqueue {
+                session: self.session,
+                sequence,
+                qos: incoming.qos,
+                retain: incoming.retain,
+                identifiers: incoming.identifiers.clone(),
+                message: incoming.message.clone(),
+                receipt,
+            });
+            if self.tail.is_some()
+                || self.waiting.len() >= limits.memory_messages
+                || self.waiting_bytes >= limits.memory_bytes as u64
+            {
+                let tail = self.tail.get_or_insert(Tail { from: sequence, messages: 0, bytes: 0 });
+                tail.messages += 1;
+                tail.bytes += size as u64;
+                return pushed;
+            }
+        }
+        self.waiting_bytes += size as u64;
+        self.waiting.push_back(Entry { sequence, incoming, committed });
+        pushed
+    }
+
+    fn push_lossy(&mut self, incoming: Incoming, size: usize, connected: bool, limits: &QueueLimits) -> Pushed {
+        if !connected {
+            return Pushed::Skipped;
+        }
+        if self.lossy.len() as u64 >= limits.max_messages || self.lossy_bytes + size as u64 > limits.max_bytes {
+            return Pushed::DroppedNewest;
+        }
+        self.lossy_bytes += size as u64;
+        self.lossy.push_back(incoming);
+        Pushed::Queued
+    }
+
+    /// Gives up the oldest message that waits in memory. What is on disk only stays: it is younger.
+    fn drop_oldest(&mut self, ops: &mut Vec<Op>) -> bool {
+        let Some(entry) = self.waiting.pop_front() else { return false };
+        self.forget_waiting(&entry, ops);
+        true
+    }
+
+    fn forget_waiting(&mut self, entry: &Entry, ops: &mut Vec<Op>) {
+        self.waiting_bytes -= entry.incoming.message.size() as u64;
+        self.remove_from_journal(entry.sequence, ops);
+    }
+
+    fn remove_from_journal(&self, sequence: u64, ops: &mut Vec<Op>) {
+        if self.durable {
+            ops.push(Op::Remove { session: self.session, sequence });
+        }
+    }
+
+    /// Moves up to `max` of what may be sent now to `into`: redeliveries first, then PUBRELs, then QoS 0, then new
+    /// messages while fewer than `window` are unacknowledged. Returns how many expired messages were given up.
+    pub fn take(
+        &mut self,
+        into: &mut Vec<Outbound>,
+        max: usize,
+        window: u16,
+        now: UnixMillis,
+        ops: &mut Vec<Op>,
+    ) -> u64 {
+        let end = into.len() + max;
+        while into.len() < end && self.resent < self.inflight.len() {
+            if self.outstanding >= usize::from(window) || !self.resend_next(into) {
+                break;
+            }
+        }
+        self.collect_releases();
+        while into.len() < end
+            && let Some(packet_id) = self.releases.pop_front()
+        {
+            into.push(Outbound::Release(packet_id));
+        }
+        let mut expired = 0;
+        while into.len() < end
+            && let Some(incoming) = self.lossy.pop_front()
+        {
+            self.lossy_bytes -= incoming.message.size() as u64;
+            if incoming.message.is_expired(now) {
+                expired += 1;
+            } else {
+                into.push(Outbound::Publish(delivery(&incoming, None, false)));
+            }
+        }
+        if self.lossy.is_empty() {
+            give_back(&mut self.lossy);
+        }
+        while into.len() < end
+            && self.resent == self.inflight.len()
+            && self.outstanding < usize::from(window)
+            && let Some(entry) = self.waiting.front()
+        {
+            let state = entry.committed.as_ref().map_or(ReceiptState::Done, |receipt| receipt.state());
+            if state == ReceiptState::Pending || !self.identifier_is_free(entry.sequence) {
+                break;
+            }
+            let Some(entry) = self.waiting.pop_front() else { break };
+            if state == ReceiptState::Failed {
+                // Its publisher was told that it could not be kept.
+                self.forget_waiting(&entry, ops);
+                continue;
+            }
+            if entry.incoming.message.is_expired(now) {
+                self.forget_waiting(&entry, ops);
+                expired += 1;
+                continue;
+            }
+            self.waiting_bytes -= entry.incoming.message.size() as u64;
+            into.push(Outbound::Publish(delivery(&entry.incoming, Some(packet_id(entry.sequence)), false)));
+            self.inflight
+                .push_back(Inflight { sequence: entry.sequence, state: InflightState::Published(entry.incoming) });
+            self.resent += 1;
+            self.outstanding += 1;
+        }
+        if self.waiting.is_empty() {
+            give_back(&mut self.waiting);
+        }
+        expired
+    }
+
+    /// Sends the next unacknowledged message of an earlier connection again. False when it must wait.
+    fn resend_next(&mut self, into: &mut Vec<Outbound>) -> bool {
+        let entry = &mut self.inflight[self.resent];
+        let id = packet_id(entry.sequence);
+        match &entry.state {
+            InflightState::Published(incoming) => into.push(Outbound::Publish(delivery(incoming, Some(id), true))),
+            InflightState::Releasing(receipt) if receipt.state() == ReceiptState::Pending => return false,
+            InflightState::Releasing(_) | InflightState::Released => {
+                entry.state = InflightState::Released;
+                into.push(Outbound::Release(id));
+            }
+            InflightState::Done => {
+                self.resent += 1;
+                return true;
+            }
+        }
+        self.resent += 1;
+        self.outstanding += 1;
+        true
+    }
+
+    /// Finds the PUBRECs that have reached the disk since the last look.
+    fn collect_releases(&mut self) {
+        for entry in self.inflight.iter_mut().take(self.resent) {
+            if let InflightState::Releasing(receipt) = &entry.state
+                && receipt.state() != ReceiptState::Pending
+            {
+                entry.state = InflightState::Released;
+                self.releases.push_back(packet_id(entry.sequence));
+            }
+        }
+    }
+
+    /// An identifier comes round again after 65,535 messages; the oldest unacknowledged one may still hold it.
+    fn identifier_is_free(&self, sequence: u64) -> bool {
+        self.inflight.front().is_none_or(|oldest| sequence - oldest.sequence < IDENTIFIERS)
+    }
+
+    /// PUBACK, or PUBREC with an error: the delivery is over. False for an identifier that is not inflight.
+    pub fn acknowledge(&mut self, id: PacketId, ops: &mut Vec<Op>) -> bool {
+        self.finish(id, |state| matches!(state, InflightState::Published(_)), ops)
+    }
+
+    /// PUBCOMP: the QoS 2 delivery is over. False for an identifier that was not released.
+    pub fn complete(&mut self, id: PacketId, ops: &mut Vec<Op>) -> bool {
+        self.finish(id, |state| matches!(state, InflightState::Released | InflightState::Releasing(_)), ops)
+    }
+
+    fn finish(&mut self, id: PacketId, expected: impl Fn(&InflightState) -> bool, ops: &mut Vec<Op>) -> bool {
+        let Some(index) = self.find(id).filter(|&index| expected(&self.inflight[index].state)) else {
+            return false;
+        };
+        let sequence = self.inflight[index].sequence;
+        self.inflight[index].state = InflightState::Done;
+        self.outstanding -= usize::from(index < self.resent);
+        self.remove_from_journal(sequence, ops);
+        while self.inflight.front().is_some_and(|entry| matches!(entry.state, InflightState::Done)) {
+            self.inflight.pop_front();
+            self.resent = self.resent.saturating_sub(1);
+        }
+        if self.inflight.is_empty() {
+            give_back(&mut self.inflight);
+        }
+        true
+    }
+
+    /// PUBREC: [`Queue::take`] yields the PUBREL once this is on disk. False for an identifier that is not inflight.
+    pub fn receive(&mut self, id: PacketId, signal: &Arc<Signal>, ops: &mut Vec<Op>) -> bool {
+        let Some(index) = self.find(id) else { return false };
+        let sequence = self.inflight[index].sequence;
+        match &self.inflight[index].state {
+            InflightState::Published(incoming) if incoming.qos == QoS::ExactlyOnce => {
+                self.inflight[index].state = if self.durable {
+                    let receipt = Receipt::new(signal.clone());
+                    receipt.add();
+                    ops.push(Op::Release { session: self.session, sequence, receipt: Some(receipt.clone()) });
+                    InflightState::Releasing(receipt)
+                } else {
+                    self.releases.push_back(id);
+                    InflightState::Released
+                };
+                true
+            }
+            InflightState::Releasing(_) => true,
+            InflightState::Released => {
+                self.releases.push_back(id);
+                true
+            }
+            InflightState::Published(_) | InflightState::Done => false,
+        }
+    }
+
+    fn find(&self, id: PacketId) -> Option<usize> {
+        let first = self.inflight.front()?.sequence;
+        let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(packet_id(first).get())) % IDENTIFIERS;
+        self.inflight.binary_search_by_key(&(first + distance), |entry| entry.sequence).ok()
+    }
+
+    /// A new connection: everything unacknowledged is sent again, in order (MQTT 5.0 §4.4).
+    pub fn rewind(&mut self) {
+        self.resent = 0;
+        self.outstanding = 0;
+        self.releases.clear();
+    }
+
+    /// The connection is gone: QoS 0 goes with it.
+    pub fn disconnect(&mut self) -> u64 {
+        self.lossy_bytes = 0;
+        std::mem::take(&mut self.lossy).len() as u64
+    }
+
+    /// The sequence to page in from, when the head runs low and there is a tail. The caller asks the store and gives the
+    /// page to [`Queue::page_in`].
+    pub fn wants_page(&mut self, limits: &QueueLimits) -> Option<u64> {
+        let tail = self.tail?;
+        if self.loading.is_some() || self.waiting.len() > limits.memory_messages / 2 {
+            return None;
+        }
+        self.loading = Some(self.next_sequence);
+        Some(tail.from)
+    }
+
+    /// Appends a page of the tail. `complete` says that nothing followed it on disk when it was read.
+    pub fn page_in(&mut self, messages: Vec<StoredMessage>, complete: bool) {
+        let Some(next_at_request) = self.loading.take() else { return };
+        let Some(mut tail) = self.tail.take() else { return };
+        for stored in messages {
+            let sequence = stored.sequence;
+            tail.from = sequence + 1;
+            tail.messages = tail.messages.saturating_sub(1);
+            let message = match stored.state {
+                StoredState::Released => {
+                    self.inflight.push_back(Inflight { sequence, state: InflightState::Released });
+                    continue;
+                }
+                StoredState::Queued(message) => message,
+            };
+            let size = message.size() as u64;
+            tail.bytes = tail.bytes.saturating_sub(size);
+            let incoming =
+                Incoming { message, qos: stored.qos, retain: stored.retain, identifiers: stored.identifiers };
+            if self.maybe_sent > 0 {
+                self.maybe_sent -= 1;
+                self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
+            } else {
+                self.waiting_bytes += size;
+                self.waiting.push_back(Entry { sequence, incoming, committed: None });
+            }
+        }
+        if complete {
+            tail.from = tail.from.max(next_at_request);
+        }
+        self.tail = (tail.from < self.next_sequence).then_some(tail);
+    }
+
+    /// The page could not be read; [`Queue::wants_page`] asks again.
+    pub fn page_failed(&mut self) {
+        self.loading = None;
+    }
+}
+
+/// How many packet identifiers there are.
+const IDENTIFIERS: u64 = 65_535;
+
+fn packet_id(sequence: u64) -> PacketId {
+    let id = u16::try_from(sequence % IDENTIFIERS).unwrap_or(0);
+    PacketId::MIN.saturating_add(id)
+}
+
+fn delivery(incoming: &Incoming, packet_id: Option<PacketId>, dup: bool) -> Delivery {
+    Delivery {
+        message: incoming.message.clone(),
+        qos: incoming.qos,
+        retain: incoming.retain,
+        dup,
+        packet_id,
+        identifiers: incoming.identifiers.clone(),
+    }
+}
+
+/// Frees the memory that a burst made an empty queue hold.
+fn give_back<T>(queue: &mut VecDeque<T>) {
+    const KEPT: usize = 64;
+    if queue.is_empty() && queue.capacity() > KEPT {
+        *queue = VecDeque::new();
+    }
+}

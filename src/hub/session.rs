@@ -1,0 +1,325 @@
+//! A session: subscriptions, an outbound queue and QoS state that outlive the network connection (MQTT 5.0 §4.1).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use super::access::{Identity, Rights};
+use super::queue::{Incoming, Pushed, Queue, QueueLimits};
+use super::{Counters, Will};
+use crate::clock::UnixMillis;
+use crate::message::Message;
+use crate::signal::Signal;
+use crate::store::{Due, Op, PageLimit, Receipt, SessionId, SessionRecord, Store, WillRecord};
+use crate::topic::SharedFilter;
+
+/// What a session is to the gateway. Client ids are unique within a face.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Face {
+    Mqtt = 0,
+    MqttSn = 1,
+    Upstream = 2,
+    Adapter = 3,
+    Web = 4,
+}
+
+impl Face {
+    pub(super) fn from_number(number: u8) -> Option<Self> {
+        [Self::Mqtt, Self::MqttSn, Self::Upstream, Self::Adapter, Self::Web].get(usize::from(number)).copied()
+    }
+
+    /// The name used in the API and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mqtt => "mqtt",
+            Self::MqttSn => "mqtt-sn",
+            Self::Upstream => "upstream",
+            Self::Adapter => "adapter",
+            Self::Web => "web",
+        }
+    }
+}
+
+/// How long a session is kept after its connection is gone (MQTT 5.0 §3.1.2.11.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionExpiry {
+    OnDetach,
+    After(Duration),
+    Never,
+}
+
+/// One attached connection, as its session sees it.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub number: u64,
+    fate: AtomicU8,
+    pub since: UnixMillis,
+    pub peer: Option<String>,
+    /// The lower of what the peer can take and what the gateway allows.
+    pub window: u16,
+}
+
+/// Why a connection must close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Another connection attached with the same client id (MQTT 5.0 §3.1.4).
+    TakenOver,
+    /// An operator's action or a changed configuration.
+    Kicked,
+}
+
+impl Attachment {
+    pub fn new(number: u64, since: UnixMillis, peer: Option<String>, window: u16) -> Self {
+        Self { number, fate: AtomicU8::new(0), since, peer, window }
+    }
+
+    pub fn fate(&self) -> Option<Fate> {
+        match self.fate.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(Fate::TakenOver),
+            _ => Some(Fate::Kicked),
+        }
+    }
+
+    fn condemn(&self, fate: Fate) {
+        self.fate.store(if fate == Fate::TakenOver { 1 } else { 2 }, Ordering::Release);
+    }
+}
+
+/// A session and everything that outlives its connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub id: SessionId,
+    pub face: Face,
+    pub client_id: Arc<str>,
+    pub identity: Identity,
+    /// Whether it is journaled; fixed for the session's life.
+    pub durable: bool,
+    pub limits: QueueLimits,
+    pub rights: RwLock<Rights>,
+    /// Raised for whoever is attached.
+    pub signal: Arc<Signal>,
+    pub state: Mutex<State>,
+    pub counters: SessionCounters,
+    /// Told when the backlog of a receiver that publishers wait for has gone down.
+    drained: Notify,
+    waited_for: AtomicBool,
+    slow: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct SessionCounters {
+    pub sent: AtomicU64,
+    pub received: AtomicU64,
+    pub dropped: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub attached: Option<Arc<Attachment>>,
+    pub detached_at: Option<UnixMillis>,
+    pub expiry: SessionExpiry,
+    pub will: Option<Will>,
+    pub subscriptions: BTreeMap<Arc<str>, SharedFilter>,
+    pub queue: Queue,
+    /// Inbound QoS 2 identifiers that are not released yet, with what their PUBREC waits for.
+    pub inbound: HashMap<u16, Option<Arc<Receipt>>>,
+    /// Set when the session has ended, so that a late delivery does not journal for it.
+    pub ended: bool,
+}
+
+/// How many waiting messages or bytes of a connected receiver make its publishers wait, and where they go on.
+const BACKLOG_HIGH: (usize, u64) = (8192, 4 << 20);
+const BACKLOG_LOW: (usize, u64) = (2048, 1 << 20);
+/// How long a publisher waits for a receiver that makes no headway before it goes on without regard to it.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+impl Session {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        id: SessionId,
+        face: Face,
+        client_id: Arc<str>,
+        identity: Identity,
+        durable: bool,
+        limits: QueueLimits,
+        rights: Rights,
+        queue: Queue,
+    ) -> Self {
+        let state = State {
+            attached: None,
+            detached_at: None,
+            expiry: SessionExpiry::OnDetach,
+            will: None,
+            subscriptions: BTreeMap::new(),
+            queue,
+            inbound: HashMap::new(),
+            ended: false,
+        };
+        Self {
+            id,
+            face,
+            client_id,
+            identity,
+            durable,
+            limits,
+            rights: RwLock::new(rights),
+            signal: Arc::default(),
+            state: Mutex::new(state),
+            counters: SessionCounters::default(),
+            drained: Notify::new(),
+            waited_for: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
+        }
+    }
+
+    /// Queues messages for this session under one lock and wakes its connection once. True when publishers should wait
+    /// for it.
+    pub fn accept(
+        &self,
+        incoming: impl Iterator<Item = (Incoming, Option<Arc<Receipt>>)>,
+        store: Option<&Store>,
+        ops: &mut Vec<Op>,
+        counters: &Counters,
+    ) -> bool {
+        let mut state = self.state.lock();
+        if state.ended {
+            return false;
+        }
+        let connected = state.attached.is_some();
+        let mut dropped = 0;
+        for (incoming, receipt) in incoming {
+            let pushed = state.queue.push(incoming, receipt.as_ref(), connected, &self.signal, &self.limits, ops);
+            dropped += u64::from(matches!(pushed, Pushed::DroppedNewest | Pushed::DroppedOldest));
+        }
+        if !ops.is_empty() {
+            // Whoever is connected and keeps up will likely acknowledge before the commit, and spare it.
+            let due = if connected && !state.queue.has_tail() { Due::Soon } else { Due::Now };
+            submit(store, ops, due);
+        }
+        let backlog = state.queue.backlog();
+        drop(state);
+        if connected {
+            self.signal.raise();
+        }
+        if dropped > 0 {
+            self.counters.dropped.fetch_add(dropped, Ordering::Relaxed);
+            counters.dropped_queue_full.fetch_add(dropped, Ordering::Relaxed);
+        }
+        connected && (backlog.0 >= BACKLOG_HIGH.0 || backlog.1 >= BACKLOG_HIGH.1) && !self.slow.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the backlog has gone down, the connection is gone, or patience ends.
+    pub async fn drained(&self) {
+        let drained = self.drained.notified();
+        tokio::pin!(drained);
+        drained.as_mut().enable();
+        self.waited_for.store(true, Ordering::SeqCst);
+        {
+            let state = self.state.lock();
+            if state.attached.is_none() || !over_low(state.queue.backlog()) {
+                return;
+            }
+        }
+        if tokio::time::timeout(PATIENCE, drained).await.is_err() {
+            self.slow.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// To be called, with the lock held or not, when the backlog may have gone down.
+    pub fn tell_drained(&self, backlog: (usize, u64)) {
+        if self.waited_for.load(Ordering::Relaxed) && !over_low(backlog) {
+            self.waited_for.store(false, Ordering::Relaxed);
+            self.drained.notify_waiters();
+        }
+        if self.slow.load(Ordering::Relaxed) && !over_low(backlog) {
+            self.slow.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the store for the next page of the queue's tail, if the head runs low.
+    pub fn page_in(self: &Arc<Self>, store: Option<&Store>) {
+        let Some(store) = store else { return };
+        let Some(from) = self.state.lock().queue.wants_page(&self.limits) else { return };
+        let limit = PageLimit { messages: self.limits.memory_messages, bytes: self.limits.memory_bytes };
+        let session = self.clone();
+        let then = move |page: crate::store::Page| {
+            let mut state = session.state.lock();
+            if page.failed {
+                state.queue.page_failed();
+            } else {
+                state.queue.page_in(page.messages, page.complete);
+            }
+            drop(state);
+            session.signal.raise();
+        };
+        store.load(self.id, from, limit, Box::new(then));
+    }
+
+    /// What the journal keeps of the session.
+    pub fn record(&self, state: &State) -> Op {
+        Op::PutSession(Box::new(SessionRecord {
+            id: self.id,
+            face: self.face as u8,
+            client_id: self.client_id.clone(),
+            user: self.identity.user.clone(),
+            expiry_interval: match state.expiry {
+                SessionExpiry::OnDetach => Some(Duration::ZERO),
+                SessionExpiry::After(interval) => Some(interval),
+                SessionExpiry::Never => None,
+            },
+            detached_at: state.detached_at,
+            will: state
+                .will
+                .as_ref()
+                .map(|will| Box::new(WillRecord { message: will.message.clone(), delay: will.delay })),
+        }))
+    }
+
+    /// Makes the attached connection close.
+    pub fn condemn(&self, state: &mut State, fate: Fate) {
+        if let Some(attached) = state.attached.take() {
+            attached.condemn(fate);
+            self.signal.raise();
+        }
+        state.queue.disconnect();
+        self.tell_drained((0, 0));
+    }
+}
+
+/// Hands operations to the store; without one there is nothing to keep.
+pub(super) fn submit(store: Option<&Store>, ops: &mut Vec<Op>, due: Due) {
+    match store {
+        Some(store) if !ops.is_empty() => store.submit(ops, due),
+        _ => ops.clear(),
+    }
+}
+
+fn over_low(backlog: (usize, u64)) -> bool {
+    backlog.0 >= BACKLOG_LOW.0 || backlog.1 >= BACKLOG_LOW.1
+}
+
+/// What a subscription makes of a message that matches it.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub session: Arc<Session>,
+    pub qos: crate::message::QoS,
+    pub no_local: bool,
+    pub retain_as_published: bool,
+    pub identifiers: Option<Arc<[u32]>>,
+}
+
+impl Target {
+    pub fn incoming(&self, message: &Arc<Message>) -> Incoming {
+        Incoming {
+            message: message.clone(),
+            qos: message.qos.min(self.qos),
+            retain: message.retain && self.retain_as_published,
+            identifiers: self.identifiers.clone(),
+        }
+    }
+}
