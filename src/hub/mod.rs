@@ -858,3 +858,6 @@ impl Observe for Hub {
 pub fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
+
+#[cfg(test)]
+mod tests;

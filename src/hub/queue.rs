@@ -566,3 +566,230 @@ fn give_back<T>(queue: &mut VecDeque<T>) {
         *queue = VecDeque::new();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topic::TopicName;
+
+    /// A queue with what it needs around it, and a tiny notation: `1a` is QoS 1 with payload `a`.
+    struct Bench {
+        queue: Queue,
+        limits: QueueLimits,
+        ops: Vec<Op>,
+        signal: Arc<Signal>,
+        connected: bool,
+        window: u16,
+    }
+
+    impl Bench {
+        fn new(durable: bool) -> Self {
+            Self {
+                queue: Queue::new(SessionId(7), durable),
+                limits: QueueLimits::default(),
+                ops: Vec::new(),
+                signal: Arc::default(),
+                connected: true,
+                window: 100,
+            }
+        }
+
+        fn push(&mut self, spelled: &'static str) -> Pushed {
+            let (qos, payload) = spelled.split_at(1);
+            let qos = QoS::from_level(qos.parse().unwrap()).unwrap();
+            let message = Arc::new(Message::new(TopicName::new("t").unwrap(), payload, qos, UnixMillis(0)));
+            let incoming = Incoming { message, qos, retain: false, identifiers: None };
+            self.queue.push(incoming, None, self.connected, &self.signal, &self.limits, &mut self.ops)
+        }
+
+        /// What may be sent: `a#1` a publish with its identifier, `+` marks a repeated one, `!1` a release.
+        fn take(&mut self) -> String {
+            let mut taken = Vec::new();
+            self.queue.take(&mut taken, 100, self.window, UnixMillis(0), &mut self.ops);
+            let spell = |outbound: &Outbound| match outbound {
+                Outbound::Release(id) => format!("!{id}"),
+                Outbound::Publish(delivery) => {
+                    let text = String::from_utf8(delivery.message.payload.to_vec()).unwrap();
+                    let id = delivery.packet_id.map_or(String::new(), |id| format!("#{id}"));
+                    format!("{text}{id}{}", if delivery.dup { "+" } else { "" })
+                }
+            };
+            taken.iter().map(spell).collect::<Vec<_>>().join(" ")
+        }
+
+        /// Settles what the journal was given, as its commit would.
+        fn commit(&mut self) {
+            for op in self.ops.drain(..) {
+                if let Op::Enqueue { receipt: Some(receipt), .. } | Op::Release { receipt: Some(receipt), .. } = op {
+                    receipt.satisfy();
+                }
+            }
+        }
+
+        fn acknowledge(&mut self, number: u16) -> bool {
+            self.queue.acknowledge(id(number), &mut self.ops)
+        }
+    }
+
+    fn id(number: u16) -> PacketId {
+        PacketId::new(number).unwrap()
+    }
+
+    #[test]
+    fn messages_leave_in_order_within_the_window_and_qos_0_does_not_wait_for_it() {
+        let mut bench = Bench::new(false);
+        bench.window = 2;
+        for spelled in ["1a", "1b", "1c", "0x"] {
+            bench.push(spelled);
+        }
+        assert_eq!(bench.take(), "x a#1 b#2");
+        assert_eq!(bench.take(), "");
+        assert!(bench.acknowledge(2), "acknowledgements may come out of order");
+        assert_eq!(bench.take(), "c#3");
+        assert!(bench.acknowledge(1) && bench.acknowledge(3));
+        assert!(!bench.acknowledge(3), "an identifier is acknowledged once");
+        assert_eq!(bench.queue.len(), 0);
+    }
+
+    #[test]
+    fn a_new_connection_gets_the_unacknowledged_again_in_order_and_marked() {
+        let mut bench = Bench::new(false);
+        for spelled in ["1a", "2b", "1c"] {
+            bench.push(spelled);
+        }
+        assert_eq!(bench.take(), "a#1 b#2 c#3");
+        assert!(bench.queue.receive(id(2), &bench.signal, &mut bench.ops));
+        assert_eq!(bench.take(), "!2");
+        bench.push("1d");
+        bench.window = 2;
+        bench.queue.rewind();
+        assert_eq!(bench.take(), "a#1+ !2");
+        assert!(bench.acknowledge(1));
+        assert_eq!(bench.take(), "c#3+");
+        assert!(bench.queue.complete(id(2), &mut bench.ops));
+        assert_eq!(bench.take(), "d#4");
+    }
+
+    #[test]
+    fn a_durable_qos_2_message_is_sent_only_once_it_is_on_disk_and_so_is_its_release() {
+        let mut bench = Bench::new(true);
+        bench.push("2a");
+        bench.push("1b");
+        assert_eq!(bench.take(), "", "and what is behind it waits, to keep the order");
+        bench.commit();
+        assert_eq!(bench.take(), "a#1 b#2");
+        assert!(bench.queue.receive(id(1), &bench.signal, &mut bench.ops));
+        assert_eq!(bench.take(), "");
+        bench.commit();
+        assert_eq!(bench.take(), "!1");
+        assert!(bench.queue.receive(id(1), &bench.signal, &mut bench.ops), "a repeated PUBREC is answered again");
+        assert_eq!(bench.take(), "!1");
+        assert!(bench.queue.complete(id(1), &mut bench.ops));
+        assert!(!bench.queue.complete(id(1), &mut bench.ops));
+    }
+
+    #[test]
+    fn a_message_that_could_not_be_kept_is_not_sent() {
+        let mut bench = Bench::new(true);
+        bench.push("2a");
+        bench.push("1b");
+        let Some(Op::Enqueue { receipt: Some(receipt), .. }) = bench.ops.first() else { panic!("no journal entry") };
+        receipt.fail();
+        assert_eq!(bench.take(), "b#2");
+    }
+
+    #[test]
+    fn a_full_queue_does_what_its_policy_says() {
+        let check = |when_full, pushed, left: &str| {
+            let mut bench = Bench::new(false);
+            bench.limits.max_messages = 2;
+            bench.limits.when_full = when_full;
+            bench.push("1a");
+            bench.push("1b");
+            assert_eq!(bench.push("1c"), pushed, "{when_full:?}");
+            assert_eq!(bench.take(), left, "{when_full:?}");
+        };
+        check(WhenFull::DropNewest, Pushed::DroppedNewest, "a#1 b#2");
+        check(WhenFull::DropOldest, Pushed::DroppedOldest, "b#2 c#3");
+    }
+
+    #[test]
+    fn qos_0_is_for_the_connected_only() {
+        let mut bench = Bench::new(true);
+        bench.connected = false;
+        assert_eq!(bench.push("0a"), Pushed::Skipped);
+        assert_eq!(bench.push("1b"), Pushed::Queued);
+        assert_eq!(bench.take(), "b#1");
+    }
+
+    #[test]
+    fn what_does_not_fit_in_memory_waits_on_disk_and_is_paged_in_order() {
+        let mut bench = Bench::new(true);
+        bench.limits.memory_messages = 2;
+        for spelled in ["1a", "1b", "1c", "1d"] {
+            bench.push(spelled);
+        }
+        assert_eq!(bench.queue.len(), 4);
+        assert_eq!(bench.take(), "a#1 b#2");
+        let from = bench.queue.wants_page(&bench.limits).unwrap();
+        assert_eq!(from, 2);
+        assert_eq!(bench.queue.wants_page(&bench.limits), None, "one page at a time");
+        // Published while the page is being read: it stays behind it.
+        bench.push("1e");
+        let page = stored(&bench.ops, 2..4);
+        bench.queue.page_in(page, true);
+        assert_eq!(bench.take(), "c#3 d#4");
+        assert_eq!(bench.queue.wants_page(&bench.limits), Some(4));
+        bench.queue.page_in(stored(&bench.ops, 4..5), true);
+        bench.push("1f");
+        assert_eq!(bench.take(), "e#5 f#6");
+        assert_eq!(bench.queue.wants_page(&bench.limits), None);
+    }
+
+    #[test]
+    fn a_restored_queue_repeats_what_may_have_been_sent_under_the_same_identifiers() {
+        let found = QueueSummary { first: Some(8), last: Some(12), messages: 4, bytes: 4 };
+        let mut bench = Bench { queue: Queue::restored(SessionId(7), found, 2), ..Bench::new(true) };
+        let mut source = Bench::new(true);
+        for _ in 0..13 {
+            source.push("2x");
+        }
+        let mut page = stored(&source.ops, 8..13);
+        page[0].state = StoredState::Released;
+        page.remove(2);
+        assert_eq!(bench.queue.wants_page(&bench.limits), Some(8));
+        bench.queue.page_in(page, true);
+        bench.queue.rewind();
+        assert_eq!(bench.take(), "!9 x#10+ x#12+ x#13");
+        bench.push("1y");
+        assert_eq!(bench.take(), "y#14");
+    }
+
+    #[test]
+    fn an_identifier_in_use_is_not_given_out_again() {
+        let mut bench = Bench::new(false);
+        bench.window = u16::MAX;
+        bench.push("1a");
+        bench.take();
+        bench.queue.next_sequence = IDENTIFIERS;
+        bench.push("1b");
+        assert_eq!(bench.take(), "");
+        assert!(bench.acknowledge(1));
+        assert_eq!(bench.take(), "b#1");
+    }
+
+    /// What the journal holds of `sequences`.
+    fn stored(ops: &[Op], sequences: std::ops::Range<u64>) -> Vec<StoredMessage> {
+        let row = |op: &Op| match op {
+            Op::Enqueue { sequence, qos, retain, identifiers, message, .. } => Some(StoredMessage {
+                sequence: *sequence,
+                qos: *qos,
+                retain: *retain,
+                identifiers: identifiers.clone(),
+                state: StoredState::Queued(message.clone()),
+            }),
+            _ => None,
+        };
+        ops.iter().filter_map(row).filter(|row| sequences.contains(&row.sequence)).collect()
+    }
+}

@@ -1,0 +1,259 @@
+//! The hub as its connections see it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::access::{self, Identity, Pattern, Rule, Subject};
+use super::*;
+
+fn hub() -> Hub {
+    Hub::new(Settings::default(), Clock::start("test"), None).unwrap()
+}
+
+fn client(hub: &Hub, name: &str) -> Link {
+    hub.attach(request(name)).unwrap()
+}
+
+fn request(name: &str) -> Attach {
+    let identity = hub_identity();
+    Attach { face: Face::Mqtt, identity, ..Attach::internal(Face::Mqtt, name) }
+}
+
+fn hub_identity() -> Identity {
+    Access::new(access::Settings::default()).authenticate(None, None, true).unwrap()
+}
+
+fn persistent(name: &str) -> Attach {
+    Attach { clean_start: false, expiry: SessionExpiry::Never, ..request(name) }
+}
+
+fn filter(text: &str) -> SharedFilter {
+    SharedFilter::split(text).unwrap()
+}
+
+fn subscribe(link: &mut Link, text: &str, qos: QoS) {
+    link.subscribe(&filter(text), SubscribeOptions::new(qos)).unwrap();
+}
+
+fn say(link: &mut Link, topic: &str, payload: &'static str, qos: QoS) -> Outcome {
+    let outcome = link.publish(Publish { qos, ..Publish::new(topic, Bytes::from_static(payload.as_bytes())) });
+    link.flush();
+    outcome
+}
+
+fn retain(link: &mut Link, topic: &str, payload: &'static str) {
+    link.publish(Publish { retain: true, ..Publish::new(topic, payload) });
+    link.flush();
+}
+
+/// What a connection gets, as `topic=payload`, with the QoS and `r` for retained.
+fn heard(link: &mut Link) -> Vec<String> {
+    let mut taken = Vec::new();
+    link.take(&mut taken, 1000);
+    let spell = |outbound: &Outbound| match outbound {
+        Outbound::Release(id) => format!("release {id}"),
+        Outbound::Publish(Delivery { message, qos, retain, .. }) => {
+            let payload = String::from_utf8_lossy(&message.payload);
+            format!("{}={payload} {}{}", message.topic, qos.level(), if *retain { "r" } else { "" })
+        }
+    };
+    taken.iter().map(spell).collect()
+}
+
+#[test]
+fn a_message_reaches_those_who_want_it_at_the_lower_qos() {
+    let hub = hub();
+    let (mut a, mut b, mut c) = (client(&hub, "a"), client(&hub, "b"), client(&hub, "c"));
+    subscribe(&mut a, "x/+", QoS::ExactlyOnce);
+    subscribe(&mut b, "x/#", QoS::AtMostOnce);
+    subscribe(&mut c, "y", QoS::AtLeastOnce);
+    assert!(matches!(say(&mut c, "x/1", "hello", QoS::AtLeastOnce), Outcome::Done { matched: true }));
+    assert!(matches!(say(&mut c, "z", "", QoS::AtLeastOnce), Outcome::Done { matched: false }));
+    assert_eq!(heard(&mut a), ["x/1=hello 1"]);
+    assert_eq!(heard(&mut b), ["x/1=hello 0"]);
+    assert_eq!(heard(&mut c), [""; 0]);
+}
+
+#[test]
+fn overlapping_subscriptions_give_one_copy_with_all_identifiers() {
+    let hub = hub();
+    let mut a = client(&hub, "a");
+    for (text, qos, identifier) in [("x/#", QoS::AtMostOnce, 5), ("x/y", QoS::AtLeastOnce, 6)] {
+        let options = SubscribeOptions { identifier: NonZeroU32::new(identifier), ..SubscribeOptions::new(qos) };
+        a.subscribe(&filter(text), options).unwrap();
+    }
+    say(&mut a, "x/y", "1", QoS::ExactlyOnce);
+    let mut taken = Vec::new();
+    a.take(&mut taken, 10);
+    let [Outbound::Publish(delivery)] = &taken[..] else { panic!("{taken:?}") };
+    let mut identifiers = delivery.identifiers.as_deref().unwrap().to_vec();
+    identifiers.sort_unstable();
+    assert_eq!((delivery.qos, &identifiers[..]), (QoS::AtLeastOnce, &[5, 6][..]));
+}
+
+#[test]
+fn no_local_leaves_out_ones_own_messages() {
+    let hub = hub();
+    let (mut a, mut b) = (client(&hub, "a"), client(&hub, "b"));
+    let options = SubscribeOptions { no_local: true, ..SubscribeOptions::new(QoS::AtMostOnce) };
+    a.subscribe(&filter("x"), options).unwrap();
+    say(&mut a, "x", "mine", QoS::AtMostOnce);
+    say(&mut b, "x", "yours", QoS::AtMostOnce);
+    assert_eq!(heard(&mut a), ["x=yours 0"]);
+}
+
+#[test]
+fn retained_messages_come_with_a_new_subscription_as_its_options_say() {
+    let hub = hub();
+    let mut a = client(&hub, "a");
+    retain(&mut a, "x/1", "old");
+    retain(&mut a, "x/1", "new");
+    retain(&mut a, "x/2", "gone");
+    retain(&mut a, "x/2", "");
+    let mut check = |handling, expected: &[&str]| {
+        let options = SubscribeOptions { retain_handling: handling, ..SubscribeOptions::new(QoS::AtMostOnce) };
+        a.subscribe(&filter("x/#"), options).unwrap();
+        assert_eq!(heard(&mut a), expected, "{handling:?}");
+    };
+    check(RetainHandling::DoNotSend, &[]);
+    check(RetainHandling::SendIfNew, &[]);
+    check(RetainHandling::Send, &["x/1=new 0r"]);
+    retain(&mut a, "x/1", "live");
+    assert_eq!(heard(&mut a), ["x/1=live 0"], "the flag is cleared for an established subscription");
+}
+
+#[test]
+fn a_persistent_session_keeps_what_came_while_it_was_away() {
+    let hub = hub();
+    let mut a = hub.attach(persistent("a")).unwrap();
+    assert!(!a.session_present());
+    subscribe(&mut a, "x", QoS::AtLeastOnce);
+    a.detach(false, None);
+    let mut b = client(&hub, "b");
+    say(&mut b, "x", "1", QoS::AtLeastOnce);
+    say(&mut b, "x", "0", QoS::AtMostOnce);
+    let mut a = hub.attach(persistent("a")).unwrap();
+    assert!(a.session_present());
+    assert_eq!(heard(&mut a), ["x=1 1"]);
+    a.detach(false, None);
+    let mut a = hub.attach(Attach { clean_start: true, ..persistent("a") }).unwrap();
+    assert!(!a.session_present());
+    say(&mut b, "x", "2", QoS::AtLeastOnce);
+    assert_eq!(heard(&mut a), [""; 0]);
+}
+
+#[test]
+fn a_second_connection_takes_over_and_the_first_one_is_powerless() {
+    let hub = hub();
+    let mut first = hub.attach(persistent("a")).unwrap();
+    subscribe(&mut first, "x", QoS::AtLeastOnce);
+    let mut second = hub.attach(persistent("a")).unwrap();
+    assert!(second.session_present());
+    assert_eq!(first.fate(), Some(Fate::TakenOver));
+    assert!(!first.unsubscribe(&filter("x")));
+    drop(first);
+    say(&mut second, "x", "1", QoS::AtLeastOnce);
+    assert_eq!(heard(&mut second), ["x=1 1"]);
+}
+
+#[test]
+fn a_will_fires_for_a_lost_connection_and_not_for_a_good_bye() {
+    let hub = hub();
+    let mut watcher = client(&hub, "watcher");
+    subscribe(&mut watcher, "will", QoS::AtMostOnce);
+    let with_will = |delay| {
+        let topic = crate::topic::TopicName::new("will").unwrap();
+        let message = Message::new(topic, "lost", QoS::AtMostOnce, UnixMillis(0));
+        Attach { will: Some(Will { message, delay }), ..persistent("a") }
+    };
+    hub.attach(with_will(Duration::ZERO)).unwrap().detach(false, None);
+    assert_eq!(heard(&mut watcher), [""; 0]);
+    drop(hub.attach(with_will(Duration::ZERO)).unwrap());
+    assert_eq!(heard(&mut watcher), ["will=lost 0"]);
+    drop(hub.attach(with_will(Duration::from_secs(60))).unwrap());
+    hub.housekeep(1);
+    assert_eq!(heard(&mut watcher), [""; 0], "it is delayed");
+    let back = hub.attach(persistent("a")).unwrap();
+    back.detach(false, None);
+    hub.housekeep(1);
+    assert_eq!(heard(&mut watcher), [""; 0], "and the client came back in time");
+    drop(hub.attach(with_will(Duration::from_secs(60))).unwrap());
+    hub.attach(Attach { clean_start: true, ..persistent("a") }).unwrap();
+    assert_eq!(heard(&mut watcher), ["will=lost 0"], "the end of the session ends the delay");
+}
+
+#[test]
+fn a_repeated_qos_2_message_is_delivered_once() {
+    let hub = hub();
+    let (mut a, mut b) = (client(&hub, "a"), client(&hub, "b"));
+    subscribe(&mut b, "x", QoS::ExactlyOnce);
+    let id = PacketId::new(9);
+    for _ in 0..2 {
+        a.publish(Publish { qos: QoS::ExactlyOnce, packet_id: id, ..Publish::new("x", "1") });
+        a.flush();
+    }
+    assert_eq!(heard(&mut b), ["x=1 2"]);
+    assert!(a.released(id.unwrap()).known);
+    assert!(!a.released(id.unwrap()).known);
+    a.publish(Publish { qos: QoS::ExactlyOnce, packet_id: id, ..Publish::new("x", "2") });
+    a.flush();
+    assert_eq!(heard(&mut b), ["x=2 2"]);
+}
+
+#[test]
+fn a_shared_subscription_gives_each_message_to_one_member() {
+    let hub = hub();
+    let (mut a, mut b, mut c) = (client(&hub, "a"), client(&hub, "b"), client(&hub, "c"));
+    subscribe(&mut a, "$share/g/x", QoS::AtMostOnce);
+    subscribe(&mut b, "$share/g/x", QoS::AtMostOnce);
+    subscribe(&mut c, "x", QoS::AtMostOnce);
+    for _ in 0..10 {
+        c.publish(Publish::new("x", "1"));
+    }
+    c.flush();
+    assert_eq!((heard(&mut a).len(), heard(&mut b).len(), heard(&mut c).len()), (5, 5, 10));
+}
+
+#[test]
+fn rules_bind_publishers_and_receivers_and_change_live() {
+    let hub = hub();
+    let (mut a, mut b) = (client(&hub, "a"), client(&hub, "b"));
+    subscribe(&mut b, "#", QoS::AtMostOnce);
+    let pattern = |text| Pattern::new(text).unwrap();
+    let rule = Rule { subject: Subject::Everyone, read: vec![pattern("open/#")], write: vec![pattern("+/%c")] };
+    hub.set_access(access::Settings { rules: vec![rule], ..access::Settings::default() });
+    assert!(matches!(say(&mut a, "open/b", "1", QoS::AtMostOnce), Outcome::Refused(Refusal::NotAuthorized)));
+    say(&mut a, "open/a", "2", QoS::AtMostOnce);
+    say(&mut a, "secret/a", "3", QoS::AtMostOnce);
+    assert_eq!(heard(&mut b), ["open/a=2 0"]);
+    let refused = a.subscribe(&filter("secret/#"), SubscribeOptions::new(QoS::AtMostOnce));
+    assert_eq!(refused.unwrap_err(), SubscribeError::NotAuthorized);
+}
+
+#[test]
+fn a_client_whose_user_is_gone_is_disconnected() {
+    let hub = hub();
+    let user = access::User { name: "ann".into(), password_hash: access::hash_password(b"pw").unwrap().into() };
+    hub.set_access(access::Settings { users: vec![user], ..access::Settings::default() });
+    let identity = hub.access().authenticate(Some("ann"), Some(b"pw"), false).unwrap();
+    let ann = hub.attach(Attach { identity, ..request("a") }).unwrap();
+    let anonymous = client(&hub, "b");
+    hub.set_access(access::Settings::default());
+    assert_eq!((ann.fate(), anonymous.fate()), (Some(Fate::Kicked), None));
+}
+
+#[test]
+fn limits_hold() {
+    let limits = Limits { max_subscriptions: 1, max_topic_levels: 3, max_sessions: 1, ..Limits::default() };
+    let settings = Settings { limits, ..Settings::default() };
+    let hub = Hub::new(settings, Clock::start("test"), None).unwrap();
+    let mut a = client(&hub, "a");
+    assert_eq!(hub.attach(request("b")).unwrap_err(), AttachError::TooManySessions);
+    let mut try_one = |text: &str| a.subscribe(&filter(text), SubscribeOptions::new(QoS::AtMostOnce)).map(drop);
+    assert_eq!(try_one("a/b/c/d"), Err(SubscribeError::TooManyLevels));
+    assert_eq!(try_one("a"), Ok(()));
+    assert_eq!(try_one("a"), Ok(()));
+    assert_eq!(try_one("b"), Err(SubscribeError::QuotaExceeded));
+    assert!(matches!(say(&mut a, "a/b/c/d", "", QoS::AtMostOnce), Outcome::Refused(Refusal::TopicInvalid)));
+}
