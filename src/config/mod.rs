@@ -4,7 +4,9 @@
 //! there are and turn them into the components' own settings; [`check`] compares sections with each other. `config`
 //! knows the components, never the other way round.
 
+mod claims;
 mod core;
+mod modbus;
 pub mod report;
 pub mod scalar;
 pub mod source;
@@ -19,7 +21,7 @@ use std::path::Path;
 pub use self::core::{Format, Level, Log};
 use self::report::{Report, Reports, Severity};
 use self::table::{Context, Key, Table};
-use crate::store;
+use crate::{field, store};
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +30,7 @@ pub struct Config {
     pub name: String,
     pub log: Log,
     pub store: store::Settings,
+    pub buses: Vec<field::modbus::Settings>,
 }
 
 /// A configuration that can run, and what should still be said about it.
@@ -64,6 +67,13 @@ pub fn keys() -> Vec<Key> {
     })
 }
 
+/// Every key of a device profile.
+pub fn profile_keys() -> Vec<Key> {
+    Context::describe(|table| {
+        modbus::profile_keys(table);
+    })
+}
+
 fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Reports> {
     let mut reports = context.reports.into_inner();
     let order = |report: &Report| report.place.map(|place| (place.file, place.start));
@@ -80,5 +90,16 @@ fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Report
 
 /// The whole file. Each section reports what is wrong with it; what crosses sections is compared at the end.
 fn read(table: &mut Table<'_>) -> Option<Config> {
-    Some(Config { name: core::gateway_name(table), log: core::log(table), store: core::store(table) })
+    let mut devices = Vec::new();
+    let config = Config {
+        name: core::gateway_name(table),
+        log: core::log(table),
+        store: core::store(table),
+        buses: modbus::buses(table, &mut devices),
+    };
+    table.cx.unique("devices", devices.iter().map(|device| (device.value.as_str(), device.span)));
+    for report in claims::conflicts(&table.cx.claims.borrow()) {
+        table.report(report);
+    }
+    Some(config)
 }

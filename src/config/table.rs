@@ -9,7 +9,9 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::rc::Rc;
 
+use super::claims::Claim;
 use super::report::Report;
 use super::scalar::{Origin, Scalar};
 use super::source::{Located, Sources, Span};
@@ -24,6 +26,7 @@ const MAX_REPORTS: usize = 1000;
 pub struct Context<'e> {
     pub(super) sources: RefCell<Sources>,
     pub(super) reports: RefCell<Vec<Report>>,
+    pub(super) claims: RefCell<Vec<Claim>>,
     environment: &'e dyn Fn(&str) -> Option<String>,
     /// Set when there is no file and only the keys are wanted.
     describing: Cell<bool>,
@@ -47,6 +50,7 @@ impl<'e> Context<'e> {
         Self {
             sources: RefCell::default(),
             reports: RefCell::default(),
+            claims: RefCell::default(),
             environment,
             describing: Cell::new(false),
             keys: RefCell::default(),
@@ -67,6 +71,11 @@ impl<'e> Context<'e> {
         if !self.describing.get() && reports.len() < MAX_REPORTS {
             reports.push(report);
         }
+    }
+
+    /// Says that something has an owner; conflicts are reported when everything has been read.
+    pub fn claim(&self, claim: Claim) {
+        self.claims.borrow_mut().push(claim);
     }
 
     pub(super) fn is_describing(&self) -> bool {
@@ -184,11 +193,15 @@ pub struct Table<'a> {
     pub directory: &'a Path,
     entries: &'a [Entry],
     known: Vec<&'static str>,
+    missing: Missing,
 }
+
+/// Reports of missing keys, with the keys; held back until it is known whether one of them was only misspelt.
+type Missing = Rc<RefCell<Vec<(Vec<String>, Report)>>>;
 
 impl<'a> Table<'a> {
     fn empty(cx: &'a Context<'a>, path: String, place: Span, directory: &'a Path) -> Self {
-        Self { cx, path, place, directory, entries: &[], known: Vec::new() }
+        Self { cx, path, place, directory, entries: &[], known: Vec::new(), missing: Missing::default() }
     }
 
     /// Reads a whole file's tree with `read`.
@@ -212,9 +225,15 @@ impl<'a> Table<'a> {
             let place = if self.path.is_empty() { "here".into() } else { format!("in `{}`", self.path) };
             let report = Report::error(entry.key_span, format!("unknown key `{}` {place}", entry.key));
             self.cx.report(match did_you_mean(&entry.key, &self.known) {
-                Some(word) => report.label(format!("did you mean `{word}`?")),
+                Some(word) => {
+                    self.missing.borrow_mut().retain(|(keys, _)| !keys.iter().any(|key| key == word));
+                    report.label(format!("did you mean `{word}`?"))
+                }
                 None => report.help(format!("the keys {place} are {}", list(&self.known))),
             });
+        }
+        for (_, report) in self.missing.take() {
+            self.cx.report(report);
         }
         result
     }
@@ -259,9 +278,11 @@ impl<'a> Table<'a> {
     pub fn exactly_one(&self, keys: &[&str]) {
         let given: Vec<_> = keys.iter().filter_map(|key| Some((*key, self.place_of(key)?))).collect();
         match given.as_slice() {
-            [] => self.report(
-                Report::error(self.place, format!("one of {} is missing", list(keys))).label("needs one of them"),
-            ),
+            [] => {
+                let report = Report::error(self.place, format!("one of {} is missing", list(keys)));
+                let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+                self.missing.borrow_mut().push((keys, report.label("needs one of them")));
+            }
             [_] => {}
             [(first, first_place), (second, second_place), ..] => self.report(
                 Report::error(*second_place, format!("`{first}` and `{second}` exclude each other"))
@@ -278,7 +299,15 @@ impl<'a> Table<'a> {
         let key_doc = Key { path: self.below(key), shape, default: None, required: false, meaning };
         let value = entry.map(|entry| scalar(self.cx, self.directory, key, &entry.node, entry.key_span));
         let failed = matches!(value, Some(None));
-        Field { cx: self.cx, key, doc: key_doc, place: self.place, value: value.flatten(), failed }
+        Field {
+            cx: self.cx,
+            key,
+            doc: key_doc,
+            place: self.place,
+            value: value.flatten(),
+            failed,
+            missing: self.missing.clone(),
+        }
     }
 
     /// A list of single values; absent is empty. One value may stand without the list's brackets.
@@ -402,6 +431,7 @@ pub struct Field<'a, T> {
     value: Option<Located<T>>,
     /// Given, but wrong; that has been reported.
     failed: bool,
+    missing: Missing,
 }
 
 impl<T: Scalar> Field<'_, T> {
@@ -447,7 +477,7 @@ impl<T: Scalar> Field<'_, T> {
         if self.value.is_none() && !self.failed {
             let report = Report::error(self.place, format!("`{}` is missing", self.key));
             let help = format!("add `{}:` with {}: {}", self.key, self.doc.shape, lower_first(self.doc.meaning));
-            self.cx.report(report.label("needed here").help(help));
+            self.missing.borrow_mut().push((vec![self.key.to_owned()], report.label("needed here").help(help)));
         }
         self.optional_at()
     }

@@ -184,3 +184,137 @@ proptest! {
         let _ = load_text(text.as_bytes());
     }
 }
+
+#[test]
+fn two_owners_of_one_serial_port_are_shown_with_both_lines() {
+    check(
+        "modbus:
+  - name: a
+    serial: { path: /dev/ttyFG0 }
+    devices: [ { name: x, unit_id: 1, points: [ { name: p, coil: 0 } ] } ]
+  - name: b
+    serial: { path: /dev/ttyFG0 }
+    devices: [ { name: x, unit_id: 2, points: [ { name: p, coil: 0 } ] } ]
+",
+        "
+error: the serial port /dev/ttyFG0 has two owners
+ --> fieldgate.yaml:6:21
+  |
+3 |     serial: { path: /dev/ttyFG0 }
+  |                     ----------- owned by bus `a`
+...
+6 |     serial: { path: /dev/ttyFG0 }
+  |                     ^^^^^^^^^^^ also wanted by bus `b`
+  |
+  = help: several Modbus devices on one line belong under `devices` of one bus
+
+error: two devices are named `x`
+ --> fieldgate.yaml:7:24
+  |
+4 |     devices: [ { name: x, unit_id: 1, points: [ { name: p, coil: 0 } ] } ]
+  |                        - first
+...
+7 |     devices: [ { name: x, unit_id: 2, points: [ { name: p, coil: 0 } ] } ]
+  |                        ^ second
+  |
+  = help: give each its own name",
+    );
+}
+
+#[test]
+fn a_point_is_told_what_makes_no_sense() {
+    check(
+        "modbus:
+  - name: bus
+    tcp: 10.0.0.5
+    serial: { path: /dev/ttyFG0 }
+    devices:
+      - name: meter
+        points:
+          - { name: a, coil: 0, type: f32 }
+          - { name: b }
+          - { name: c, reference: 50001 }
+",
+        "
+error: `tcp` must be a host and a port, as in `10.0.0.5:502`
+ --> fieldgate.yaml:3:10
+  |
+3 |     tcp: 10.0.0.5
+  |          ^^^^^^^^ `10.0.0.5` has no port
+
+error: `tcp` and `serial` exclude each other
+ --> fieldgate.yaml:4:5
+  |
+3 |     tcp: 10.0.0.5
+  |     --- also given
+4 |     serial: { path: /dev/ttyFG0 }
+  |     ^^^^^^
+  |
+  = help: keep one of them
+
+error: `unit_id` is missing
+ --> fieldgate.yaml:6:9
+  |
+6 |       - name: meter
+  |         ^^^^ needed here
+  |
+  = help: add `unit_id:` with a whole number, from 1 to 247: which server on the bus.
+
+error: the point `a` makes no sense
+ --> fieldgate.yaml:8:21
+  |
+8 |           - { name: a, coil: 0, type: f32 }
+  |                     ^ a coil holds one bit, so its type is bool, not f32
+
+error: one of `coil`, `discrete_input`, `input_register`, `holding_register`, `reference` is missing
+ --> fieldgate.yaml:9:15
+  |
+9 |           - { name: b }
+  |               ^^^^ needs one of them
+
+error: `reference` must be a reference as in manuals, `40001` or `400001`
+  --> fieldgate.yaml:10:35
+   |
+10 |           - { name: c, reference: 50001 }
+   |                                   ^^^^^ a reference begins with 0 (coil), 1 (discrete input), 3 (input register) or 4 (holding register)",
+    );
+}
+
+#[test]
+fn an_error_in_a_profile_is_shown_in_the_profile() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("profiles")).unwrap();
+    fs::write(directory.path().join("profiles/meter.yaml"), "points:\n  - { name: u, input_regster: 0 }\n").unwrap();
+    let yaml = "modbus:
+  - { name: bus, tcp: 'h:502', devices: [ { name: meter, profile: profiles/meter.yaml } ] }
+";
+    fs::write(directory.path().join("fieldgate.yaml"), yaml).unwrap();
+    let text = load_in(directory.path()).unwrap_err();
+    assert!(text.contains("--> profiles/meter.yaml:2:16"), "{text}");
+    assert!(text.contains("did you mean `input_register`?") && !text.contains("missing"), "{text}");
+}
+
+#[test]
+fn a_device_overrides_its_profile_and_a_point_both() {
+    let directory = tempfile::tempdir().unwrap();
+    let profile = "poll_interval: 5s
+word_order: little
+points:
+  - { name: a, holding_register: 0, type: f32 }
+  - { name: b, holding_register: 2, poll_interval: 30s }
+  - { name: c, holding_register: 4 }
+";
+    fs::write(directory.path().join("meter.yaml"), profile).unwrap();
+    let yaml = "modbus:
+  - name: bus
+    tcp: h:502
+    devices:
+      - { name: meter, profile: meter.yaml, poll_interval: 2s, points: [ { name: c, reference: 40101 } ] }
+";
+    fs::write(directory.path().join("fieldgate.yaml"), yaml).unwrap();
+    let loaded = load_in(directory.path()).unwrap();
+    let points = &loaded.config.buses[0].devices[0].points;
+    let seen: Vec<_> = points.iter().map(|p| (&*p.point.name, p.point.address, p.poll_interval.as_secs())).collect();
+    assert_eq!(seen, [("a", 0, 2), ("b", 2, 30), ("c", 100, 2)]);
+    assert_eq!(points[0].point.word_order, crate::proto::modbus::Order::Little);
+}
