@@ -1,0 +1,230 @@
+//! How an upstream is doing: what its task writes down, and what people, scrapes and the web UI read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::clock::UnixMillis;
+use crate::hub::{Face, Hub};
+use crate::observe::{Health, Kind, Metrics, Observe, Status};
+
+/// What the task of one upstream shares with those who look at it.
+pub(super) struct Shared {
+    pub name: String,
+    /// The session on the hub.
+    pub session: std::sync::Arc<str>,
+    pub hub: Hub,
+    /// What the operator wants.
+    pub paused: watch::Sender<bool>,
+    pub condition: Mutex<Condition>,
+    pub counters: Counters,
+}
+
+/// What an upstream is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Starting,
+    Connecting,
+    Connected,
+    /// Between two attempts.
+    Waiting,
+    /// Cut by the operator.
+    Paused,
+    Stopped,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Condition {
+    pub phase: Phase,
+    /// Since when the upstream is connected, or not.
+    pub since: UnixMillis,
+    /// Why it is not connected, or what a person should look at although it is.
+    pub reason: Option<String>,
+    /// The address in use or last tried.
+    pub address: Option<String>,
+    /// The version of MQTT spoken.
+    pub version: Option<&'static str>,
+    pub next_attempt: Option<UnixMillis>,
+    /// What ended the last connection or attempt, and when; kept once the upstream is connected again.
+    pub last_error: Option<(UnixMillis, String)>,
+}
+
+impl Condition {
+    pub fn new(now: UnixMillis) -> Self {
+        Self {
+            phase: Phase::Starting,
+            since: now,
+            reason: None,
+            address: None,
+            version: None,
+            next_attempt: None,
+            last_error: None,
+        }
+    }
+
+    /// Goes to `phase`. `since` moves only when the connection comes or goes.
+    pub fn enter(&mut self, phase: Phase, reason: Option<String>, now: UnixMillis) {
+        if (self.phase == Phase::Connected) != (phase == Phase::Connected)
+            || (self.phase == Phase::Paused) != (phase == Phase::Paused)
+        {
+            self.since = now;
+        }
+        self.phase = phase;
+        self.reason = reason;
+        self.next_attempt = None;
+    }
+
+    fn health(&self) -> Health {
+        match (self.phase, &self.reason) {
+            (Phase::Paused, _) => Health::Paused,
+            (Phase::Connected, None) => Health::Good,
+            (Phase::Connected, Some(_)) => Health::Degraded,
+            (Phase::Starting | Phase::Connecting, None) => Health::Starting,
+            _ => Health::Down,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub connections: AtomicU64,
+    pub failures: AtomicU64,
+    /// Handed to the upstream for good: acknowledged by it, or QoS 0 and written.
+    pub sent: AtomicU64,
+    pub received: AtomicU64,
+    /// Sent at a lower QoS, or not retained, because the upstream cannot do better.
+    pub lowered: AtomicU64,
+    dropped: [AtomicU64; DropReason::ALL.len()],
+}
+
+/// Why a message did not cross the bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum DropReason {
+    /// Larger than the upstream accepts.
+    TooLarge,
+    /// Its topic with the prefix is longer than MQTT allows.
+    TopicTooLong,
+    /// No rule wants it any more; it was queued under an older configuration.
+    NoRule,
+    /// The upstream answered with an error.
+    Refused,
+    /// It came from the upstream, and no `in` rule wants it.
+    Unwanted,
+    /// It came from the upstream, and the hub did not take it.
+    NotTaken,
+}
+
+impl DropReason {
+    const ALL: [Self; 6] =
+        [Self::TooLarge, Self::TopicTooLong, Self::NoRule, Self::Refused, Self::Unwanted, Self::NotTaken];
+
+    /// The label in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::TopicTooLong => "topic_too_long",
+            Self::NoRule => "no_rule",
+            Self::Refused => "refused",
+            Self::Unwanted => "unwanted",
+            Self::NotTaken => "not_taken",
+        }
+    }
+}
+
+impl Counters {
+    pub fn drop(&self, reason: DropReason) {
+        self.dropped[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The retained JSON on `$SYS/fieldgate/upstreams/{name}`.
+#[derive(Serialize)]
+struct Report<'a> {
+    state: Phase,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    since: String,
+    queued: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<&'a str>,
+}
+
+impl Shared {
+    /// Messages and bytes that wait for this upstream.
+    pub fn queued(&self) -> (u64, u64) {
+        self.hub.queued(Face::Upstream, &self.session).unwrap_or((0, 0))
+    }
+
+    /// The payload for `$SYS/fieldgate/upstreams/{name}`.
+    pub fn report(&self) -> String {
+        let condition = self.condition.lock().clone();
+        let report = Report {
+            state: condition.phase,
+            reason: condition.reason.as_deref(),
+            since: condition.since.to_string(),
+            queued: self.queued().0,
+            address: condition.address.as_deref(),
+        };
+        serde_json::to_string(&report).unwrap_or_default()
+    }
+}
+
+impl Observe for Shared {
+    fn statuses(&self) -> Vec<Status> {
+        let condition = self.condition.lock().clone();
+        let (messages, bytes) = self.queued();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed).to_string();
+        let mut facts = Vec::new();
+        if let Some(address) = &condition.address {
+            facts.push(("address", address.clone()));
+        }
+        if condition.phase == Phase::Connected {
+            facts.push(("connected since", condition.since.to_string()));
+            facts.extend(condition.version.map(|version| ("MQTT", version.to_owned())));
+        }
+        facts.push(("waiting", format!("{messages} messages, {bytes} bytes")));
+        facts.push(("sent", count(&self.counters.sent)));
+        facts.push(("received", count(&self.counters.received)));
+        facts.extend(condition.next_attempt.map(|at| ("next attempt", at.to_string())));
+        if let Some((at, error)) = &condition.last_error {
+            facts.push(("last error", format!("{at}: {error}")));
+        }
+        vec![Status {
+            kind: Kind::Upstream,
+            name: self.name.clone(),
+            parent: None,
+            health: condition.health(),
+            reason: condition.reason,
+            since: condition.since,
+            facts,
+        }]
+    }
+
+    fn collect(&self, metrics: &mut Metrics) {
+        let upstream = [("upstream", self.name.as_str())];
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counters { connections, failures, sent, received, lowered, dropped } = &self.counters;
+        let connected = self.condition.lock().phase == Phase::Connected;
+        let (messages, bytes) = self.queued();
+        let gauge = &mut |name, help, value| metrics.gauge(name, help, &upstream, value);
+        gauge("fieldgate_upstream_connected", "1 while the upstream is connected.", f64::from(connected));
+        gauge("fieldgate_upstream_queued_messages", "Messages waiting for the upstream.", messages as f64);
+        gauge("fieldgate_upstream_queued_bytes", "Bytes waiting for the upstream.", bytes as f64);
+        let counter = &mut |name, help, value| metrics.counter(name, help, &upstream, value);
+        counter("fieldgate_upstream_connections_total", "Connections made.", count(connections));
+        counter("fieldgate_upstream_failures_total", "Connections lost and attempts that failed.", count(failures));
+        counter("fieldgate_upstream_messages_sent_total", "Messages the upstream has taken.", count(sent));
+        counter("fieldgate_upstream_messages_received_total", "Messages from the upstream.", count(received));
+        let help = "Messages sent at a lower QoS or not retained, because the upstream cannot do better.";
+        counter("fieldgate_upstream_messages_lowered_total", help, count(lowered));
+        for (reason, value) in DropReason::ALL.iter().zip(dropped) {
+            let labels = [("upstream", self.name.as_str()), ("reason", reason.name())];
+            let help = "Messages that did not cross the bridge, by reason.";
+            metrics.counter("fieldgate_upstream_messages_dropped_total", help, &labels, count(value));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What the operator says about one upstream, checked.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::backoff;
+use super::rules::{Direction, RuleError, RuleSettings, Rules};
+use super::url::{Scheme, Url};
+use crate::hub::QueueLimits;
+use crate::secret::Secret;
+use crate::tls::{self, TlsError};
+use crate::topic::{TopicError, TopicName};
+
+/// One upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Unique among the upstreams; stands in topics, so no `/`, `+` or `#`. It also names the queue: an upstream under
+    /// a new name starts with an empty one.
+    pub name: String,
+    /// Where it is reached: tried in this order, starting over with the first after each lost connection. At least one.
+    pub urls: Vec<Url>,
+    pub version: VersionChoice,
+    /// `None` is `{gateway}-{name}`.
+    pub client_id: Option<String>,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    /// For `mqtts://` addresses.
+    pub tls: tls::ClientSettings,
+    /// How long the connection may be silent before it is probed; 1 s to 65,535 s.
+    pub keep_alive: Duration,
+    /// For all of it: name resolution, TCP, TLS and MQTT.
+    pub connect_timeout: Duration,
+    /// How long the upstream keeps our session while we are away, where it speaks MQTT 5.0.
+    pub session_expiry: Duration,
+    /// What goes from here to the upstream.
+    pub outgoing: Vec<RuleSettings>,
+    /// What comes from the upstream to here.
+    pub incoming: Vec<RuleSettings>,
+    /// Limits of the queue that holds what could not be sent yet; `None` takes the hub's.
+    pub queue: Option<QueueLimits>,
+    /// The most unacknowledged messages in flight towards the upstream; it may allow fewer.
+    pub max_inflight: u16,
+    /// A topic on the upstream that holds `1`, retained, while the gateway is connected and `0` (its will) while it is
+    /// not. `{gateway}` stands for the gateway's name.
+    pub state_topic: Option<String>,
+    /// The largest packet accepted from the upstream, in bytes.
+    pub max_packet_size: u32,
+    pub backoff: backoff::Settings,
+}
+
+/// Which MQTT to speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum VersionChoice {
+    /// 5.0, or 3.1.1 where the upstream does not know it.
+    #[default]
+    Newest,
+    V5,
+    V3_1_1,
+}
+
+impl Settings {
+    /// The defaults for an upstream at `url`, with no rules yet.
+    pub fn new(name: &str, url: Url) -> Self {
+        Self {
+            name: name.into(),
+            urls: vec![url],
+            version: VersionChoice::Newest,
+            client_id: None,
+            username: None,
+            password: None,
+            tls: tls::ClientSettings::default(),
+            keep_alive: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(15),
+            session_expiry: Duration::from_secs(7 * 86_400),
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            queue: None,
+            max_inflight: 1000,
+            state_topic: None,
+            max_packet_size: 1 << 20,
+            backoff: backoff::Settings::default(),
+        }
+    }
+
+    /// Checks what can be checked without opening a file, for a gateway named `gateway`.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the part that is wrong.
+    pub fn check(&self, gateway: &str) -> Result<Checked, SettingsError> {
+        if self.name.is_empty() || self.name.contains(['/', '+', '#', '\0']) {
+            return Err(SettingsError::Name);
+        }
+        if self.urls.is_empty() {
+            return Err(SettingsError::NoUrl);
+        }
+        if self.password.is_some() && self.username.is_none() && self.version != VersionChoice::V5 {
+            return Err(SettingsError::PasswordAlone);
+        }
+        if self.keep_alive < Duration::from_secs(1) || self.keep_alive > Duration::from_secs(65_535) {
+            return Err(SettingsError::KeepAlive);
+        }
+        for url in self.urls.iter().filter(|url| url.scheme == Scheme::Tls) {
+            self.tls.server_name(&url.host)?;
+        }
+        let rules = |direction, list, settings| {
+            Rules::new(direction, settings, gateway).map_err(|(index, source)| SettingsError::Rule {
+                list,
+                index,
+                source,
+            })
+        };
+        let state_topic = match &self.state_topic {
+            None => None,
+            Some(topic) => {
+                let topic = topic.replace("{gateway}", gateway);
+                Some(TopicName::new(&topic).map_err(|source| SettingsError::StateTopic { topic, source })?)
+            }
+        };
+        Ok(Checked {
+            outgoing: rules(Direction::Out, "out", &self.outgoing)?,
+            incoming: rules(Direction::In, "in", &self.incoming)?,
+            client_id: self.client_id.clone().unwrap_or_else(|| format!("{gateway}-{}", self.name)),
+            state_topic,
+        })
+    }
+
+    pub fn uses_tls(&self) -> bool {
+        self.urls.iter().any(|url| url.scheme == Scheme::Tls)
+    }
+}
+
+/// What [`Settings::check`] makes of the parts that need work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    pub outgoing: Rules,
+    pub incoming: Rules,
+    pub client_id: String,
+    pub state_topic: Option<TopicName>,
+}
+
+/// What is wrong with an upstream's settings.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    #[error("an upstream's name stands in topics: it is not empty and holds no `/`, `+` or `#`")]
+    Name,
+    #[error("an upstream needs the address at which it is reached")]
+    NoUrl,
+    #[error("MQTT 3.1.1 has no password without a user name; set `username` as well")]
+    PasswordAlone,
+    #[error("keep alive must be between 1 s and 65535 s")]
+    KeepAlive,
+    #[error("rule {number} of `{list}`", number = .index + 1)]
+    Rule { list: &'static str, index: usize, source: RuleError },
+    #[error("the state topic `{topic}` is not a topic name")]
+    StateTopic { topic: String, source: TopicError },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rules::Retain;
+    use super::*;
+    use crate::message::QoS;
+
+    #[test]
+    fn settings_are_checked_before_anything_is_opened() {
+        let good = Settings::new("cloud", Url::parse("mqtts://broker").unwrap());
+        let checked = good.check("plant-7").unwrap();
+        assert_eq!(checked.client_id, "plant-7-cloud");
+        let rule = RuleSettings {
+            filter: "a/#/b".into(),
+            qos: QoS::AtLeastOnce,
+            retain: Retain::AsPublished,
+            local_prefix: String::new(),
+            remote_prefix: String::new(),
+        };
+        let check = |change: &dyn Fn(&mut Settings), expected: &str| {
+            let mut settings = good.clone();
+            change(&mut settings);
+            let error = settings.check("plant-7").unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(&|settings| settings.name = "a/b".into(), "stands in topics");
+        check(&|settings| settings.urls.clear(), "needs the address");
+        check(&|settings| settings.password = Some(Secret::new("x")), "set `username` as well");
+        check(&|settings| settings.keep_alive = Duration::ZERO, "keep alive");
+        check(&|settings| settings.incoming = vec![rule.clone()], "rule 1 of `in`");
+        check(&|settings| settings.state_topic = Some("state/+".into()), "`state/+` is not a topic name");
+        check(&|settings| settings.tls.server_name = Some("not a name".into()), "`not a name` is neither");
+        check(&|settings| settings.urls[0].host = "bro/ker".into(), "`bro/ker` is neither");
+    }
+}
