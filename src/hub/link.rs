@@ -284,6 +284,23 @@ impl Link {
         }
     }
 
+    /// The peer has lost its session: the QoS 2 identifiers it used before mean nothing any more, and what comes under
+    /// them now is new.
+    pub fn forget_all_inbound(&mut self) {
+        let mut state = self.session.state.lock();
+        let durable = self.session.durable;
+        let mut ops = Vec::new();
+        for (packet_id, _) in state.inbound.drain().filter(|_| durable) {
+            ops.push(Op::RemoveInbound { session: self.session.id, packet_id, receipt: None });
+        }
+        submit(self.hub.store(), &mut ops, Due::Soon);
+    }
+
+    /// The session's subscriptions.
+    pub fn subscriptions(&self) -> Vec<SharedFilter> {
+        self.session.state.lock().subscriptions.values().cloned().collect()
+    }
+
     fn route(&mut self, topic: &str) -> Result<&Route, Refusal> {
         let version = self.hub.0.version.load(Ordering::Acquire);
         let fresh = self.routes.get(topic).is_some_and(|route| route.targets.version == version);
@@ -518,7 +535,7 @@ impl Link {
     ) {
         let rights = self.session.rights.read().clone();
         // However many there are, a subscriber gets them all: they are in memory once already.
-        let limits = super::QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.session.limits };
+        let limits = super::QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.session.limits() };
         for message in self.hub.retained_for(filter) {
             if !rights.may_read(message.topic.as_str()) {
                 continue;
@@ -564,7 +581,7 @@ impl Link {
     pub fn detach(mut self, publish_will: bool, expiry: Option<SessionExpiry>) {
         self.flush();
         if let (Some(expiry), Some(mut state)) = (expiry, self.state()) {
-            state.expiry = self.hub.allowed_expiry(expiry);
+            state.expiry = self.hub.allowed_expiry(self.session.face, expiry);
         }
         self.leave(if publish_will { WillDue::Yes } else { WillDue::No });
     }
@@ -605,10 +622,10 @@ impl Targets {
     fn would_reject(&self, message: &Message) -> bool {
         let members = self.groups.iter().flat_map(|group| &group.members);
         self.direct.iter().chain(members).any(|target| {
-            let limits = &target.session.limits;
+            let limits = target.session.limits();
             limits.when_full == super::WhenFull::Reject
                 && target.qos != QoS::AtMostOnce
-                && target.session.state.lock().queue.is_full(message.size(), limits)
+                && target.session.state.lock().queue.is_full(message.size(), &limits)
         })
     }
 }

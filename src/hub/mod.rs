@@ -53,6 +53,8 @@ pub struct Settings {
 pub struct Limits {
     /// QoS 1 and 2 messages sent to one client and not yet acknowledged.
     pub max_inflight: u16,
+    /// The same towards an upstream, which is far away and takes everything: the window is what a round trip can carry.
+    pub max_inflight_upstream: u16,
     pub queue: QueueLimits,
     pub max_subscriptions: usize,
     /// Levels of a topic name or filter.
@@ -69,6 +71,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_inflight: 100,
+            max_inflight_upstream: 2000,
             queue: QueueLimits::default(),
             max_subscriptions: 1000,
             max_topic_levels: 200,
@@ -77,6 +80,13 @@ impl Default for Limits {
             max_sessions: 100_000,
             max_session_expiry: None,
         }
+    }
+}
+
+impl Limits {
+    /// The most that may be sent to a session and not yet be acknowledged.
+    fn window(&self, face: Face) -> u16 {
+        if face == Face::Upstream { self.max_inflight_upstream } else { self.max_inflight }
     }
 }
 
@@ -94,7 +104,7 @@ pub struct Attach {
     pub receive_maximum: u16,
     /// The peer's address, for people.
     pub peer: Option<String>,
-    /// Limits of this session's queue where they differ from the hub's; fixed when the session begins.
+    /// Limits of this session's queue where they differ from the hub's.
     pub queue: Option<QueueLimits>,
 }
 
@@ -314,7 +324,7 @@ impl Hub {
         let identity =
             if matches!(face, Face::Mqtt | Face::MqttSn) { Identity::user(record.user) } else { Identity::gateway() };
         let rights = self.access().rights(&identity, &record.client_id);
-        let queue = Queue::restored(record.id, stored.queue, self.0.limits.max_inflight);
+        let queue = Queue::restored(record.id, stored.queue, self.0.limits.window(face));
         let session = Arc::new(Session::new(
             record.id,
             face,
@@ -407,6 +417,9 @@ impl Hub {
                 wills.push((known.clone(), will));
             }
             known.condemn(&mut state, Fate::TakenOver);
+            if let Some(limits) = request.queue {
+                known.set_limits(limits);
+            }
             if resume {
                 drop(state);
                 resumed = Some(known);
@@ -429,13 +442,13 @@ impl Hub {
         let rights = self.access().rights(&session.identity, &session.client_id);
         *session.rights.write() = rights;
         let number = self.0.next_attachment.fetch_add(1, Ordering::Relaxed);
-        let window = request.receive_maximum.min(self.0.limits.max_inflight).max(1);
+        let window = request.receive_maximum.min(self.0.limits.window(request.face)).max(1);
         let attachment = Arc::new(Attachment::new(number, now, request.peer, window));
         {
             let mut state = session.state.lock();
             state.attached = Some(attachment.clone());
             state.detached_at = None;
-            state.expiry = self.allowed_expiry(request.expiry);
+            state.expiry = self.allowed_expiry(request.face, request.expiry);
             state.will = request.will;
             state.queue.rewind();
             if session.durable {
@@ -466,8 +479,10 @@ impl Hub {
         ))
     }
 
-    fn allowed_expiry(&self, wanted: SessionExpiry) -> SessionExpiry {
-        match (wanted, self.0.limits.max_session_expiry) {
+    /// The limit is for clients: what waits for an upstream waits as long as its outage lasts.
+    fn allowed_expiry(&self, face: Face, wanted: SessionExpiry) -> SessionExpiry {
+        let most = self.0.limits.max_session_expiry.filter(|_| face != Face::Upstream);
+        match (wanted, most) {
             (SessionExpiry::Never, Some(most)) => SessionExpiry::After(most),
             (SessionExpiry::After(interval), Some(most)) => SessionExpiry::After(interval.min(most)),
             (wanted, _) => wanted,
@@ -610,7 +625,7 @@ impl Hub {
         });
         let mut all = direct.iter().chain(groups.iter().flat_map(|group| &group.members));
         let durable = all.clone().any(|target| target.session.durable);
-        let rejecting = all.any(|target| target.session.limits.when_full == WhenFull::Reject);
+        let rejecting = all.any(|target| target.session.limits().when_full == WhenFull::Reject);
         Targets { version, direct, groups, durable, rejecting }
     }
 

@@ -99,7 +99,7 @@ pub(super) struct Session {
     pub identity: Identity,
     /// Whether it is journaled; fixed for the session's life.
     pub durable: bool,
-    pub limits: QueueLimits,
+    limits: RwLock<QueueLimits>,
     pub rights: RwLock<Rights>,
     /// Raised for whoever is attached.
     pub signal: Arc<Signal>,
@@ -166,7 +166,7 @@ impl Session {
             client_id,
             identity,
             durable,
-            limits,
+            limits: RwLock::new(limits),
             rights: RwLock::new(rights),
             signal: Arc::default(),
             state: Mutex::new(state),
@@ -175,6 +175,16 @@ impl Session {
             waited_for: AtomicBool::new(false),
             slow: AtomicBool::new(false),
         }
+    }
+
+    /// Limits of the queue.
+    pub fn limits(&self) -> QueueLimits {
+        *self.limits.read()
+    }
+
+    /// Takes over other limits, as after a changed configuration. What waits already stays.
+    pub fn set_limits(&self, limits: QueueLimits) {
+        *self.limits.write() = limits;
     }
 
     /// Queues messages for this session under one lock and wakes its connection once. True when publishers should wait
@@ -191,9 +201,10 @@ impl Session {
             return false;
         }
         let connected = state.attached.is_some();
+        let limits = self.limits();
         let mut dropped = 0;
         for (incoming, receipt) in incoming {
-            let pushed = state.queue.push(incoming, receipt.as_ref(), connected, &self.signal, &self.limits, ops);
+            let pushed = state.queue.push(incoming, receipt.as_ref(), connected, &self.signal, &limits, ops);
             dropped += u64::from(matches!(pushed, Pushed::DroppedNewest | Pushed::DroppedOldest));
         }
         if !ops.is_empty() {
@@ -244,8 +255,9 @@ impl Session {
     /// Asks the store for the next page of the queue's tail, if the head runs low.
     pub fn page_in(self: &Arc<Self>, store: Option<&Store>) {
         let Some(store) = store else { return };
-        let Some(from) = self.state.lock().queue.wants_page(&self.limits) else { return };
-        let limit = PageLimit { messages: self.limits.memory_messages, bytes: self.limits.memory_bytes };
+        let limits = self.limits();
+        let Some(from) = self.state.lock().queue.wants_page(&limits) else { return };
+        let limit = PageLimit { messages: limits.memory_messages, bytes: limits.memory_bytes };
         let session = self.clone();
         let then = move |page: crate::store::Page| {
             let mut state = session.state.lock();
