@@ -18,6 +18,9 @@ pub mod server;
 mod stored;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use decode::{connect_version, decode, packet_length};
 pub use encode::{Body, EncodeError, PublishHead, encode_publish, publish_length};
 pub use flow::{AckKind, AckState, Acks};
