@@ -12,9 +12,11 @@ use thiserror::Error;
 pub use tokio_serial::{DataBits, Parity, SerialStream, StopBits};
 
 pub mod codec;
+mod device;
 pub mod exchange;
 pub mod mapping;
 pub mod modbus;
+pub mod serial;
 
 pub use exchange::Exchange;
 

@@ -40,6 +40,9 @@ const THREAD_STACK_MARGIN_BYTES: usize = 512 * 1024;
 const MAX_REMARKS: usize = 8;
 const MAX_REMARK_CHARS: usize = 300;
 
+/// The longest unit a script may give a point, in bytes.
+const MAX_UNIT_BYTES: usize = 32;
+
 /// Which script, and what it may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -362,7 +365,11 @@ fn read_decoded(output: &str) -> Result<Decoded, CodecError> {
         let found = format!("{} as `data`", type_name(data));
         return Err(CodecError::WrongType { function: FUNCTION, expected, found });
     }
-    let flattened = flatten(data);
+    let mut flattened = flatten(data);
+    for value in &mut flattened.values {
+        let unit = result.get("units").and_then(|units| units.get(&*value.point)).and_then(Json::as_str);
+        value.unit = unit.filter(|unit| unit.len() <= MAX_UNIT_BYTES).map(Arc::from);
+    }
     Ok(Decoded { values: flattened.values, dropped: flattened.dropped, warnings: remarks(result.get("warnings")) })
 }
 
@@ -480,6 +487,14 @@ mod tests {
         ];
         assert_eq!(values, expected);
         assert_eq!(decoded.warnings, ["low battery"]);
+    }
+
+    #[tokio::test]
+    async fn a_codec_may_name_units() {
+        let body = "return { data: { weight: 1.5, in: { t: 2 }, n: 3 }, units: { weight: 'kg', 'in.t': '°C', n: 5 } }";
+        let decoded = decode(body).await.unwrap();
+        let unit = |point: &str| decoded.values.iter().find(|value| &*value.point == point).unwrap().unit.as_deref();
+        assert_eq!((unit("weight"), unit("in.t"), unit("n")), (Some("kg"), Some("°C"), None));
     }
 
     #[tokio::test]
