@@ -11,9 +11,10 @@ use bytes::Bytes;
 use parking_lot::MutexGuard;
 use thiserror::Error;
 
+use super::delivery::{Subscriber, Targets};
 use super::queue::Incoming;
 use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
-use super::{Hub, Outbound, PacketId, RetainHandling, SubscribeOptions, Subscriber, Targets, Will, WillDue};
+use super::{Hub, Outbound, PacketId, RetainHandling, SubscribeOptions, Will, WillDue};
 use crate::message::{Message, Properties, QoS};
 use crate::store::{Due, Op, Receipt, ReceiptState};
 use crate::topic::{SharedFilter, TopicName};
@@ -610,22 +611,5 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.flush();
         self.leave(WillDue::Yes);
-    }
-}
-
-impl Targets {
-    fn matches_any(&self) -> bool {
-        !self.direct.is_empty() || !self.groups.is_empty()
-    }
-
-    /// Whether a receiver that refuses rather than loses has no room for the message.
-    fn would_reject(&self, message: &Message) -> bool {
-        let members = self.groups.iter().flat_map(|group| &group.members);
-        self.direct.iter().chain(members).any(|target| {
-            let limits = target.session.limits();
-            limits.when_full == super::WhenFull::Reject
-                && target.qos != QoS::AtMostOnce
-                && target.session.state.lock().queue.is_full(message.size(), &limits)
-        })
     }
 }

@@ -7,18 +7,20 @@
 //! Locks are taken in this order, and none is held across an `.await`: sessions, one session's state, routes, rights.
 
 pub mod access;
+mod delivery;
 mod link;
 mod queue;
+mod report;
 mod retained;
 mod routes;
 mod session;
+mod settings;
 mod sys;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -27,166 +29,21 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::clock::{Clock, UnixMillis};
-use crate::message::{Message, QoS};
-use crate::observe::{Metrics, Observe, Status};
+use crate::message::Message;
 use crate::store::{Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
 use crate::topic::SharedFilter;
 use access::{Access, Identity};
+use delivery::Subscriber;
 use queue::Queue;
 use retained::{Change, Retained};
 use routes::Routes;
-use session::{Attachment, Session, State, Target, submit};
+use session::{Attachment, Session, State, submit};
 
 pub use link::{Link, Outcome, Pressure, Publish, Refusal, Released, SubscribeError, Subscribed};
 pub use queue::{Delivery, Outbound, PacketId, QueueLimits, WhenFull};
+pub use report::{Counters, SessionSummary};
 pub use session::{Face, Fate, SessionExpiry};
-
-/// How the hub is set up.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
-    pub limits: Limits,
-    pub access: access::Settings,
-}
-
-/// What one client, and all of them together, may use.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Limits {
-    /// QoS 1 and 2 messages sent to one client and not yet acknowledged.
-    pub max_inflight: u16,
-    /// The same towards an upstream, which is far away and takes everything: the window is what a round trip can carry.
-    pub max_inflight_upstream: u16,
-    pub queue: QueueLimits,
-    pub max_subscriptions: usize,
-    /// Levels of a topic name or filter.
-    pub max_topic_levels: usize,
-    pub max_retained_messages: usize,
-    pub max_retained_bytes: usize,
-    /// Sessions kept, connected or not.
-    pub max_sessions: usize,
-    /// The longest a session may ask to be kept after its connection is gone; `None` is for ever.
-    pub max_session_expiry: Option<Duration>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_inflight: 100,
-            max_inflight_upstream: 2000,
-            queue: QueueLimits::default(),
-            max_subscriptions: 1000,
-            max_topic_levels: 200,
-            max_retained_messages: 1_000_000,
-            max_retained_bytes: 256 << 20,
-            max_sessions: 100_000,
-            max_session_expiry: None,
-        }
-    }
-}
-
-impl Limits {
-    /// The most that may be sent to a session and not yet be acknowledged.
-    fn window(&self, face: Face) -> u16 {
-        if face == Face::Upstream { self.max_inflight_upstream } else { self.max_inflight }
-    }
-}
-
-/// A connection that wants to attach to its session.
-#[derive(Clone, Debug)]
-pub struct Attach {
-    pub face: Face,
-    /// Not empty; the listener makes one up where the client leaves it to the server.
-    pub client_id: Arc<str>,
-    pub identity: Identity,
-    pub clean_start: bool,
-    pub expiry: SessionExpiry,
-    pub will: Option<Will>,
-    /// How many unacknowledged QoS 1 and 2 messages the peer can take.
-    pub receive_maximum: u16,
-    /// The peer's address, for people.
-    pub peer: Option<String>,
-    /// Limits of this session's queue where they differ from the hub's.
-    pub queue: Option<QueueLimits>,
-}
-
-impl Attach {
-    /// A session of the gateway's own that ends when it is detached.
-    pub fn internal(face: Face, name: &str) -> Self {
-        Self {
-            face,
-            client_id: name.into(),
-            identity: Identity::gateway(),
-            clean_start: true,
-            expiry: SessionExpiry::OnDetach,
-            will: None,
-            receive_maximum: u16::MAX,
-            peer: None,
-            queue: None,
-        }
-    }
-}
-
-/// The message that is published for a client that is lost (MQTT 5.0 §3.1.2.5).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Will {
-    pub message: Message,
-    /// How long after the loss; not at all when the client is back by then.
-    pub delay: Duration,
-}
-
-/// How a subscription wants its messages (MQTT 5.0 §3.8.3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SubscribeOptions {
-    pub qos: QoS,
-    /// Leave out what this session published itself.
-    pub no_local: bool,
-    /// Keep the publisher's retain flag instead of clearing it.
-    pub retain_as_published: bool,
-    pub retain_handling: RetainHandling,
-    pub identifier: Option<NonZeroU32>,
-}
-
-impl SubscribeOptions {
-    /// What an MQTT 3.1.1 subscription means: all retained messages, retain flag cleared on the others.
-    pub fn new(qos: QoS) -> Self {
-        Self {
-            qos,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::Send,
-            identifier: None,
-        }
-    }
-
-    /// As in a SUBSCRIBE packet, which is also how the journal keeps it.
-    fn to_byte(self) -> u8 {
-        self.qos.level()
-            | u8::from(self.no_local) << 2
-            | u8::from(self.retain_as_published) << 3
-            | (self.retain_handling as u8) << 4
-    }
-
-    fn from_byte(byte: u8, identifier: Option<u32>) -> Self {
-        Self {
-            qos: QoS::from_level(byte & 3).unwrap_or_default(),
-            no_local: byte & 4 != 0,
-            retain_as_published: byte & 8 != 0,
-            retain_handling: match byte >> 4 {
-                1 => RetainHandling::SendIfNew,
-                2 => RetainHandling::DoNotSend,
-                _ => RetainHandling::Send,
-            },
-            identifier: identifier.and_then(NonZeroU32::new),
-        }
-    }
-}
-
-/// Which retained messages a new subscription gets (MQTT 5.0 §3.8.3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetainHandling {
-    Send = 0,
-    SendIfNew = 1,
-    DoNotSend = 2,
-}
+pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, Will};
 
 /// Why a connection cannot attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -200,36 +57,8 @@ pub enum AttachError {
 #[error("the stored sessions and retained messages cannot be read")]
 pub struct RestoreError(#[from] crate::store::ReadError);
 
-/// A session as people and the API see it.
-#[derive(Clone, Debug)]
-pub struct SessionSummary {
-    pub face: Face,
-    pub client_id: Arc<str>,
-    pub user: Option<Arc<str>>,
-    pub peer: Option<String>,
-    pub connected: bool,
-    /// Since when it is connected, or not.
-    pub since: Option<UnixMillis>,
-    pub durable: bool,
-    pub subscriptions: Vec<Arc<str>>,
-    pub queued_messages: u64,
-    pub queued_bytes: u64,
-    pub sent: u64,
-    pub received: u64,
-    pub dropped: u64,
-}
-
-/// What the hub has counted since the start.
-#[derive(Debug, Default)]
-pub struct Counters {
-    pub received: AtomicU64,
-    pub sent: AtomicU64,
-    pub dropped_queue_full: AtomicU64,
-    pub dropped_expired: AtomicU64,
-    pub dropped_retained_full: AtomicU64,
-    pub denied_publish: AtomicU64,
-    pub denied_subscribe: AtomicU64,
-}
+/// Client ids are unique within a face.
+type SessionKey = (Face, Arc<str>);
 
 /// A handle to the hub; every clone is the same hub.
 #[derive(Clone, Debug)]
@@ -245,37 +74,10 @@ struct Shared {
     /// Grows with every change of routes or rights: what was looked up under another version is stale.
     version: AtomicU64,
     retained: RwLock<Retained>,
-    sessions: Mutex<HashMap<(Face, Arc<str>), Arc<Session>>>,
+    sessions: Mutex<HashMap<SessionKey, Arc<Session>>>,
     next_session: AtomicU64,
     next_attachment: AtomicU64,
     counters: Counters,
-}
-
-/// A subscription in the routes.
-#[derive(Debug)]
-struct Subscriber {
-    session: Arc<Session>,
-    options: SubscribeOptions,
-    filter: SharedFilter,
-}
-
-/// Who gets the messages of one topic.
-#[derive(Debug)]
-struct Targets {
-    version: u64,
-    direct: Vec<Target>,
-    groups: Vec<Group>,
-    /// Some receiver is journaled: an acknowledgement may have to wait.
-    durable: bool,
-    /// Some receiver wants to refuse messages rather than lose them.
-    rejecting: bool,
-}
-
-/// One shared subscription: each message goes to one of its members (MQTT 5.0 §4.8.2).
-#[derive(Debug)]
-struct Group {
-    members: Vec<Target>,
-    next: AtomicUsize,
 }
 
 impl Hub {
@@ -408,9 +210,9 @@ impl Hub {
         if let Some(known) = sessions.get(&key).cloned() {
             let mut state = known.state.lock();
             let was_attached = state.attached.is_some();
-            let resume = !request.clean_start
-                && !(was_attached && state.expiry == SessionExpiry::OnDetach)
-                && known.identity.user == request.identity.user;
+            // A session that ends with its connection has ended now (MQTT 5.0 §3.1.2.11.2).
+            let ends = request.clean_start || was_attached && state.expiry == SessionExpiry::OnDetach;
+            let resume = !ends && known.identity.user == request.identity.user;
             if let Some(will) = state.will.take()
                 && (!resume || was_attached && will.delay.is_zero())
             {
@@ -589,92 +391,6 @@ impl Hub {
         self.0.version.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Looks up who gets the messages of `topic`: each session once, with the highest QoS of its subscriptions that
-    /// match and the identifiers of all of them (MQTT 5.0 §3.3.4).
-    fn targets(&self, topic: &str) -> Targets {
-        let version = self.0.version.load(Ordering::Acquire);
-        let mut direct: Vec<Target> = Vec::new();
-        let mut shared: HashMap<&SharedFilter, Vec<Target>> = HashMap::new();
-        let routes = self.0.routes.read();
-        routes.matches(topic, |entry| {
-            let Subscriber { session, options, filter } = &entry.value;
-            if !session.rights.read().may_read(topic) {
-                return;
-            }
-            let target = Target {
-                session: session.clone(),
-                qos: options.qos,
-                no_local: options.no_local,
-                retain_as_published: options.retain_as_published,
-                identifiers: options.identifier.map(|identifier| Arc::from([identifier.get()])),
-            };
-            match filter.group {
-                Some(_) => shared.entry(filter).or_default().push(target),
-                None => direct.push(target),
-            }
-        });
-        let groups: Vec<_> = shared.into_values().map(|members| Group { members, next: AtomicUsize::new(0) }).collect();
-        drop(routes);
-        direct.sort_by_key(|target| target.session.id);
-        direct.dedup_by(|next, kept| {
-            let same = next.session.id == kept.session.id;
-            if same {
-                kept.merge(next);
-            }
-            same
-        });
-        let mut all = direct.iter().chain(groups.iter().flat_map(|group| &group.members));
-        let durable = all.clone().any(|target| target.session.durable);
-        let rejecting = all.any(|target| target.session.limits().when_full == WhenFull::Reject);
-        Targets { version, direct, groups, durable, rejecting }
-    }
-
-    /// Queues `messages`, in order, for everybody who gets them: each receiver is locked once and woken once. Returns
-    /// the receivers that publishers should wait for.
-    fn deliver(
-        &self,
-        targets: &Targets,
-        messages: &[(Arc<Message>, Option<Arc<Receipt>>)],
-        from: Option<SessionId>,
-        ops: &mut Vec<Op>,
-    ) -> Vec<Arc<Session>> {
-        let mut pressed = Vec::new();
-        let store = self.store();
-        let mut give = |target: &Target, messages: &[(Arc<Message>, Option<Arc<Receipt>>)]| {
-            if target.no_local && from == Some(target.session.id) {
-                return;
-            }
-            let incoming = messages.iter().map(|(message, receipt)| (target.incoming(message), receipt.clone()));
-            if target.session.accept(incoming, store, ops, &self.0.counters) {
-                pressed.push(target.session.clone());
-            }
-        };
-        for target in &targets.direct {
-            give(target, messages);
-        }
-        for group in &targets.groups {
-            for message in messages {
-                give(group.choose(), std::slice::from_ref(message));
-            }
-        }
-        pressed
-    }
-
-    /// Every session, for people and the API.
-    pub fn sessions(&self) -> Vec<SessionSummary> {
-        let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
-        let mut summaries: Vec<_> = sessions.iter().map(|session| summary(session)).collect();
-        summaries.sort_by(|a, b| (a.face, &a.client_id).cmp(&(b.face, &b.client_id)));
-        summaries
-    }
-
-    /// Messages waiting or unacknowledged in one session's queue, and their bytes; `None` where there is no such session.
-    pub fn queued(&self, face: Face, client_id: &str) -> Option<(u64, u64)> {
-        let session = self.0.sessions.lock().get(&(face, client_id.into())).cloned()?;
-        let state = session.state.lock();
-        Some((state.queue.len(), state.queue.bytes()))
-    }
-
     /// Looks after what time changes, once a second, until `shutdown`: sessions and retained messages that expire, wills
     /// that are due, a system clock that was set, the `$SYS` topics.
     pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
@@ -776,97 +492,6 @@ impl Hub {
 enum WillDue {
     Yes,
     No,
-}
-
-impl Target {
-    /// Takes in another subscription of the same session that matches too.
-    fn merge(&mut self, other: &Self) {
-        self.qos = self.qos.max(other.qos);
-        self.no_local &= other.no_local;
-        self.retain_as_published |= other.retain_as_published;
-        self.identifiers = match (&self.identifiers, &other.identifiers) {
-            (Some(mine), Some(others)) => Some(mine.iter().chain(others.iter()).copied().collect()),
-            (mine, others) => mine.clone().or_else(|| others.clone()),
-        };
-    }
-}
-
-impl Group {
-    /// The member whose turn it is: one that is connected, or failing that one whose session keeps messages.
-    fn choose(&self) -> &Target {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let ring = || (0..self.members.len()).map(|offset| &self.members[(turn + offset) % self.members.len()]);
-        let connected = |target: &&Target| target.session.state.lock().attached.is_some();
-        ring()
-            .find(connected)
-            .or_else(|| ring().find(|target| target.session.durable))
-            .unwrap_or(&self.members[turn % self.members.len()])
-    }
-}
-
-fn summary(session: &Session) -> SessionSummary {
-    let state = session.state.lock();
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    SessionSummary {
-        face: session.face,
-        client_id: session.client_id.clone(),
-        user: session.identity.user.clone(),
-        peer: state.attached.as_ref().and_then(|attached| attached.peer.clone()),
-        connected: state.attached.is_some(),
-        since: state.attached.as_ref().map(|attached| attached.since).or(state.detached_at),
-        durable: session.durable,
-        subscriptions: state.subscriptions.keys().cloned().collect(),
-        queued_messages: state.queue.len(),
-        queued_bytes: state.queue.bytes(),
-        sent: count(&session.counters.sent),
-        received: count(&session.counters.received),
-        dropped: count(&session.counters.dropped),
-    }
-}
-
-impl Observe for Hub {
-    fn statuses(&self) -> Vec<Status> {
-        Vec::new()
-    }
-
-    fn collect(&self, metrics: &mut Metrics) {
-        let counters = &self.0.counters;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let received = "Messages accepted from clients, devices and upstreams.";
-        metrics.counter("fieldgate_hub_messages_received_total", received, &[], count(&counters.received));
-        let sent = "Messages handed to receivers.";
-        metrics.counter("fieldgate_hub_messages_sent_total", sent, &[], count(&counters.sent));
-        let dropped = "Messages given up, by reason.";
-        for (reason, counter) in [
-            ("queue_full", &counters.dropped_queue_full),
-            ("expired", &counters.dropped_expired),
-            ("retained_full", &counters.dropped_retained_full),
-        ] {
-            metrics.counter("fieldgate_hub_messages_dropped_total", dropped, &[("reason", reason)], count(counter));
-        }
-        let denied = "Requests that the access rules denied.";
-        for (request, counter) in [("publish", &counters.denied_publish), ("subscribe", &counters.denied_subscribe)] {
-            metrics.counter("fieldgate_hub_denied_total", denied, &[("request", request)], count(counter));
-        }
-        let sessions = self.sessions();
-        for (state, connected) in [("connected", true), ("detached", false)] {
-            let number = sessions.iter().filter(|session| session.connected == connected).count();
-            let labels = [("state", state)];
-            metrics.gauge("fieldgate_hub_sessions", "Sessions, by state.", &labels, number as f64);
-        }
-        let queued: u64 = sessions.iter().map(|session| session.queued_messages).sum();
-        metrics.gauge("fieldgate_hub_queued_messages", "Messages waiting in all queues.", &[], queued as f64);
-        let bytes: u64 = sessions.iter().map(|session| session.queued_bytes).sum();
-        metrics.gauge("fieldgate_hub_queued_bytes", "Bytes waiting in all queues.", &[], bytes as f64);
-        let subscriptions = self.0.routes.read().len();
-        metrics.gauge("fieldgate_hub_subscriptions", "Subscriptions.", &[], subscriptions as f64);
-        let (messages, bytes) = {
-            let retained = self.0.retained.read();
-            (retained.len(), retained.bytes())
-        };
-        metrics.gauge("fieldgate_hub_retained_messages", "Retained messages.", &[], messages as f64);
-        metrics.gauge("fieldgate_hub_retained_bytes", "Bytes of retained messages.", &[], bytes as f64);
-    }
 }
 
 /// Whether a peer's address is on this machine, which anonymous access may depend on.

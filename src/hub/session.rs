@@ -12,7 +12,6 @@ use super::access::{Identity, Rights};
 use super::queue::{Incoming, Pushed, Queue, QueueLimits};
 use super::{Counters, Will};
 use crate::clock::UnixMillis;
-use crate::message::Message;
 use crate::signal::Signal;
 use crate::store::{Due, Op, PageLimit, Receipt, SessionId, SessionRecord, Store, WillRecord};
 use crate::topic::SharedFilter;
@@ -313,25 +312,4 @@ pub(super) fn submit(store: Option<&Store>, ops: &mut Vec<Op>, due: Due) {
 
 fn over_low(backlog: (usize, u64)) -> bool {
     backlog.0 >= BACKLOG_LOW.0 || backlog.1 >= BACKLOG_LOW.1
-}
-
-/// What a subscription makes of a message that matches it.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub session: Arc<Session>,
-    pub qos: crate::message::QoS,
-    pub no_local: bool,
-    pub retain_as_published: bool,
-    pub identifiers: Option<Arc<[u32]>>,
-}
-
-impl Target {
-    pub fn incoming(&self, message: &Arc<Message>) -> Incoming {
-        Incoming {
-            message: message.clone(),
-            qos: message.qos.min(self.qos),
-            retain: message.retain && self.retain_as_published,
-            identifiers: self.identifiers.clone(),
-        }
-    }
 }

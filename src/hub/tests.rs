@@ -1,11 +1,13 @@
 //! The hub as its connections see it.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::access::{self, Identity, Pattern, Rule, Subject};
 use super::*;
+use crate::message::QoS;
 
 fn hub() -> Hub {
     Hub::new(Settings::default(), Clock::start("test"), None).unwrap()

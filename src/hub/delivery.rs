@@ -1,0 +1,176 @@
+//! From a topic to the queues of everybody who gets its messages.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::queue::{Incoming, WhenFull};
+use super::session::Session;
+use super::{Hub, SubscribeOptions};
+use crate::message::{Message, QoS};
+use crate::store::{Op, Receipt, SessionId};
+use crate::topic::SharedFilter;
+
+/// A subscription in the routes.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    pub session: Arc<Session>,
+    pub options: SubscribeOptions,
+    pub filter: SharedFilter,
+}
+
+/// Who gets the messages of one topic.
+#[derive(Debug)]
+pub(super) struct Targets {
+    pub version: u64,
+    pub direct: Vec<Target>,
+    pub groups: Vec<Group>,
+    /// Some receiver is journaled: an acknowledgement may have to wait.
+    pub durable: bool,
+    /// Some receiver wants to refuse messages rather than lose them.
+    pub rejecting: bool,
+}
+
+/// One shared subscription: each message goes to one of its members (MQTT 5.0 §4.8.2).
+#[derive(Debug)]
+pub(super) struct Group {
+    pub members: Vec<Target>,
+    next: AtomicUsize,
+}
+
+/// What a subscription makes of a message that matches it.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub session: Arc<Session>,
+    pub qos: QoS,
+    pub no_local: bool,
+    pub retain_as_published: bool,
+    pub identifiers: Option<Arc<[u32]>>,
+}
+
+impl Target {
+    pub fn incoming(&self, message: &Arc<Message>) -> Incoming {
+        Incoming {
+            message: message.clone(),
+            qos: message.qos.min(self.qos),
+            retain: message.retain && self.retain_as_published,
+            identifiers: self.identifiers.clone(),
+        }
+    }
+}
+
+impl Hub {
+    /// Looks up who gets the messages of `topic`: each session once, with the highest QoS of its subscriptions that
+    /// match and the identifiers of all of them (MQTT 5.0 §3.3.4).
+    pub(super) fn targets(&self, topic: &str) -> Targets {
+        let version = self.0.version.load(Ordering::Acquire);
+        let mut direct: Vec<Target> = Vec::new();
+        let mut shared: HashMap<&SharedFilter, Vec<Target>> = HashMap::new();
+        let routes = self.0.routes.read();
+        routes.matches(topic, |entry| {
+            let Subscriber { session, options, filter } = &entry.value;
+            if !session.rights.read().may_read(topic) {
+                return;
+            }
+            let target = Target {
+                session: session.clone(),
+                qos: options.qos,
+                no_local: options.no_local,
+                retain_as_published: options.retain_as_published,
+                identifiers: options.identifier.map(|identifier| Arc::from([identifier.get()])),
+            };
+            match filter.group {
+                Some(_) => shared.entry(filter).or_default().push(target),
+                None => direct.push(target),
+            }
+        });
+        let groups: Vec<_> = shared.into_values().map(|members| Group { members, next: AtomicUsize::new(0) }).collect();
+        drop(routes);
+        direct.sort_by_key(|target| target.session.id);
+        direct.dedup_by(|next, kept| {
+            let same = next.session.id == kept.session.id;
+            if same {
+                kept.merge(next);
+            }
+            same
+        });
+        let mut all = direct.iter().chain(groups.iter().flat_map(|group| &group.members));
+        let durable = all.clone().any(|target| target.session.durable);
+        let rejecting = all.any(|target| target.session.limits().when_full == WhenFull::Reject);
+        Targets { version, direct, groups, durable, rejecting }
+    }
+
+    /// Queues `messages`, in order, for everybody who gets them: each receiver is locked once and woken once. Returns
+    /// the receivers that publishers should wait for.
+    pub(super) fn deliver(
+        &self,
+        targets: &Targets,
+        messages: &[(Arc<Message>, Option<Arc<Receipt>>)],
+        from: Option<SessionId>,
+        ops: &mut Vec<Op>,
+    ) -> Vec<Arc<Session>> {
+        let mut pressed = Vec::new();
+        let store = self.store();
+        let mut give = |target: &Target, messages: &[(Arc<Message>, Option<Arc<Receipt>>)]| {
+            if target.no_local && from == Some(target.session.id) {
+                return;
+            }
+            let incoming = messages.iter().map(|(message, receipt)| (target.incoming(message), receipt.clone()));
+            if target.session.accept(incoming, store, ops, &self.0.counters) {
+                pressed.push(target.session.clone());
+            }
+        };
+        for target in &targets.direct {
+            give(target, messages);
+        }
+        for group in &targets.groups {
+            for message in messages {
+                give(group.choose(), std::slice::from_ref(message));
+            }
+        }
+        pressed
+    }
+}
+
+impl Target {
+    /// Takes in another subscription of the same session that matches too.
+    fn merge(&mut self, other: &Self) {
+        self.qos = self.qos.max(other.qos);
+        self.no_local &= other.no_local;
+        self.retain_as_published |= other.retain_as_published;
+        self.identifiers = match (&self.identifiers, &other.identifiers) {
+            (Some(mine), Some(others)) => Some(mine.iter().chain(others.iter()).copied().collect()),
+            (mine, others) => mine.clone().or_else(|| others.clone()),
+        };
+    }
+}
+
+impl Group {
+    /// The member whose turn it is: one that is connected, or failing that one whose session keeps messages.
+    fn choose(&self) -> &Target {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let ring = || (0..self.members.len()).map(|offset| &self.members[(turn + offset) % self.members.len()]);
+        let connected = |target: &&Target| target.session.state.lock().attached.is_some();
+        ring()
+            .find(connected)
+            .or_else(|| ring().find(|target| target.session.durable))
+            .unwrap_or(&self.members[turn % self.members.len()])
+    }
+}
+
+impl Targets {
+    pub fn matches_any(&self) -> bool {
+        !self.direct.is_empty() || !self.groups.is_empty()
+    }
+
+    /// Whether a receiver that refuses rather than loses has no room for the message.
+    pub fn would_reject(&self, message: &Message) -> bool {
+        let members = self.groups.iter().flat_map(|group| &group.members);
+        self.direct.iter().chain(members).any(|target| {
+            let limits = target.session.limits();
+            limits.when_full == WhenFull::Reject
+                && target.qos != QoS::AtMostOnce
+                && target.session.state.lock().queue.is_full(message.size(), &limits)
+        })
+    }
+}

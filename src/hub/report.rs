@@ -1,0 +1,122 @@
+//! What the hub tells about itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Hub;
+use super::session::{Face, Session};
+use crate::clock::UnixMillis;
+use crate::observe::{Metrics, Observe, Status};
+
+/// A session as people and the API see it.
+#[derive(Clone, Debug)]
+pub struct SessionSummary {
+    pub face: Face,
+    pub client_id: Arc<str>,
+    pub user: Option<Arc<str>>,
+    pub peer: Option<String>,
+    pub connected: bool,
+    /// Since when it is connected, or not.
+    pub since: Option<UnixMillis>,
+    pub durable: bool,
+    pub subscriptions: Vec<Arc<str>>,
+    pub queued_messages: u64,
+    pub queued_bytes: u64,
+    pub sent: u64,
+    pub received: u64,
+    pub dropped: u64,
+}
+
+/// What the hub has counted since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub received: AtomicU64,
+    pub sent: AtomicU64,
+    pub dropped_queue_full: AtomicU64,
+    pub dropped_expired: AtomicU64,
+    pub dropped_retained_full: AtomicU64,
+    pub denied_publish: AtomicU64,
+    pub denied_subscribe: AtomicU64,
+}
+
+impl Hub {
+    /// Every session, for people and the API.
+    pub fn sessions(&self) -> Vec<SessionSummary> {
+        let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
+        let mut summaries: Vec<_> = sessions.iter().map(|session| summary(session)).collect();
+        summaries.sort_by(|a, b| (a.face, &a.client_id).cmp(&(b.face, &b.client_id)));
+        summaries
+    }
+
+    /// Messages waiting or unacknowledged in one session's queue, and their bytes; `None` where there is no such session.
+    pub fn queued(&self, face: Face, client_id: &str) -> Option<(u64, u64)> {
+        let session = self.0.sessions.lock().get(&(face, client_id.into())).cloned()?;
+        let state = session.state.lock();
+        Some((state.queue.len(), state.queue.bytes()))
+    }
+}
+
+fn summary(session: &Session) -> SessionSummary {
+    let state = session.state.lock();
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    SessionSummary {
+        face: session.face,
+        client_id: session.client_id.clone(),
+        user: session.identity.user.clone(),
+        peer: state.attached.as_ref().and_then(|attached| attached.peer.clone()),
+        connected: state.attached.is_some(),
+        since: state.attached.as_ref().map(|attached| attached.since).or(state.detached_at),
+        durable: session.durable,
+        subscriptions: state.subscriptions.keys().cloned().collect(),
+        queued_messages: state.queue.len(),
+        queued_bytes: state.queue.bytes(),
+        sent: count(&session.counters.sent),
+        received: count(&session.counters.received),
+        dropped: count(&session.counters.dropped),
+    }
+}
+
+impl Observe for Hub {
+    fn statuses(&self) -> Vec<Status> {
+        Vec::new()
+    }
+
+    fn collect(&self, metrics: &mut Metrics) {
+        let counters = &self.0.counters;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let received = "Messages accepted from clients, devices and upstreams.";
+        metrics.counter("fieldgate_hub_messages_received_total", received, &[], count(&counters.received));
+        let sent = "Messages handed to receivers.";
+        metrics.counter("fieldgate_hub_messages_sent_total", sent, &[], count(&counters.sent));
+        let dropped = "Messages given up, by reason.";
+        for (reason, counter) in [
+            ("queue_full", &counters.dropped_queue_full),
+            ("expired", &counters.dropped_expired),
+            ("retained_full", &counters.dropped_retained_full),
+        ] {
+            metrics.counter("fieldgate_hub_messages_dropped_total", dropped, &[("reason", reason)], count(counter));
+        }
+        let denied = "Requests that the access rules denied.";
+        for (request, counter) in [("publish", &counters.denied_publish), ("subscribe", &counters.denied_subscribe)] {
+            metrics.counter("fieldgate_hub_denied_total", denied, &[("request", request)], count(counter));
+        }
+        let sessions = self.sessions();
+        for (state, connected) in [("connected", true), ("detached", false)] {
+            let number = sessions.iter().filter(|session| session.connected == connected).count();
+            let labels = [("state", state)];
+            metrics.gauge("fieldgate_hub_sessions", "Sessions, by state.", &labels, number as f64);
+        }
+        let queued: u64 = sessions.iter().map(|session| session.queued_messages).sum();
+        metrics.gauge("fieldgate_hub_queued_messages", "Messages waiting in all queues.", &[], queued as f64);
+        let bytes: u64 = sessions.iter().map(|session| session.queued_bytes).sum();
+        metrics.gauge("fieldgate_hub_queued_bytes", "Bytes waiting in all queues.", &[], bytes as f64);
+        let subscriptions = self.0.routes.read().len();
+        metrics.gauge("fieldgate_hub_subscriptions", "Subscriptions.", &[], subscriptions as f64);
+        let (messages, bytes) = {
+            let retained = self.0.retained.read();
+            (retained.len(), retained.bytes())
+        };
+        metrics.gauge("fieldgate_hub_retained_messages", "Retained messages.", &[], messages as f64);
+        metrics.gauge("fieldgate_hub_retained_bytes", "Bytes of retained messages.", &[], bytes as f64);
+    }
+}
