@@ -4,6 +4,7 @@
 //! there are and turn them into the components' own settings; [`check`] compares sections with each other. `config`
 //! knows the components, never the other way round.
 
+mod access;
 mod claims;
 mod core;
 mod modbus;
@@ -21,7 +22,7 @@ use std::path::Path;
 pub use self::core::{Format, Level, Log};
 use self::report::{Report, Reports, Severity};
 use self::table::{Context, Key, Table};
-use crate::{field, store};
+use crate::{field, hub, store};
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,7 @@ pub struct Config {
     pub name: String,
     pub log: Log,
     pub store: store::Settings,
+    pub hub: hub::Settings,
     pub buses: Vec<field::modbus::Settings>,
 }
 
@@ -91,10 +93,13 @@ fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Report
 /// The whole file. Each section reports what is wrong with it; what crosses sections is compared at the end.
 fn read(table: &mut Table<'_>) -> Option<Config> {
     let mut devices = Vec::new();
+    let limits = table.table("limits", "What one client, and all of them together, may use.", access::limits);
+    let access = access::access(table);
     let config = Config {
         name: core::gateway_name(table),
         log: core::log(table),
         store: core::store(table),
+        hub: hub::Settings { limits, access },
         buses: modbus::buses(table, &mut devices),
     };
     table.cx.unique("devices", devices.iter().map(|device| (device.value.as_str(), device.span)));

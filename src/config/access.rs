@@ -1,0 +1,150 @@
+//! The sections `limits`, `users`, `allow_anonymous` and `acl`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::report::Report;
+use super::scalar::{Origin, Scalar, Size, words};
+use super::source::Located;
+use super::table::{Table, did_you_mean};
+use crate::hub::access::{self, Anonymous, Pattern, Rule, Subject, User, is_password_hash};
+use crate::hub::{Limits, QueueLimits, WhenFull};
+use crate::secret::Secret;
+
+words!(WhenFull, "what to do when full", "drop_oldest" => WhenFull::DropOldest, "drop_newest" => WhenFull::DropNewest,
+    "reject" => WhenFull::Reject);
+words!(Anonymous, "who may stay anonymous", "never" => Anonymous::Never, "loopback" => Anonymous::Loopback,
+    "always" => Anonymous::Always);
+
+#[derive(Clone, Copy)]
+enum Group {
+    Everyone,
+    Anonymous,
+}
+words!(Group, "a group", "everyone" => Group::Everyone, "anonymous" => Group::Anonymous);
+
+impl Scalar for Pattern {
+    const SHAPE: &'static str = "a topic filter that may hold `%u` and `%c`";
+    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
+        Self::new(text).map_err(|error| error.to_string())
+    }
+    fn show(&self) -> String {
+        String::new()
+    }
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+/// The hub's share of the section `limits`; the listeners' is theirs.
+pub(super) fn limits(table: &mut Table<'_>) -> Limits {
+    let defaults = Limits::default();
+    let queue = queue_limits(table, "", defaults.queue);
+    Limits {
+        max_inflight: table
+            .value("max_inflight_messages", "QoS 1 and 2 messages sent to one client and not yet acknowledged.")
+            .range(1..=u16::MAX)
+            .or(defaults.max_inflight),
+        queue,
+        max_subscriptions: table
+            .value("max_subscriptions", "Subscriptions of one client.")
+            .range(1..=1_000_000)
+            .or(defaults.max_subscriptions),
+        max_topic_levels: table
+            .value("max_topic_levels", "Levels of a topic name or filter.")
+            .range(1..=32_768)
+            .or(defaults.max_topic_levels),
+        max_retained_messages: table
+            .value("max_retained_messages", "Retained messages of all topics together.")
+            .range(0..=100_000_000)
+            .or(defaults.max_retained_messages),
+        max_retained_bytes: table
+            .value("max_retained_bytes", "Memory for retained messages.")
+            .or(Size(defaults.max_retained_bytes as u64))
+            .bytes(),
+        max_sessions: table
+            .value("max_sessions", "Sessions kept, connected or not.")
+            .range(1..=10_000_000)
+            .or(defaults.max_sessions),
+        max_session_expiry: table
+            .value("max_session_expiry", "The longest a session is kept after its client is gone; no limit if absent.")
+            .range(Duration::from_secs(1)..=10 * YEAR)
+            .optional(),
+    }
+}
+
+/// The limits of a queue: of each client in `limits`, of one upstream in its `queue`.
+pub(super) fn queue_limits(table: &mut Table<'_>, whose: &str, defaults: QueueLimits) -> QueueLimits {
+    let (messages, bytes) =
+        if whose.is_empty() { ("max_queued_messages", "max_queued_bytes") } else { ("max_messages", "max_bytes") };
+    QueueLimits {
+        max_messages: table
+            .value(messages, "Messages that may wait in one queue.")
+            .range(1..=1_000_000_000)
+            .or(defaults.max_messages),
+        max_bytes: table
+            .value(bytes, "Bytes that may wait in one queue.")
+            .range(Size(1024)..=Size::mib(1024 * 1024))
+            .or(Size(defaults.max_bytes))
+            .0,
+        when_full: table
+            .value("when_full", "What happens to QoS 1 and 2 messages for a full queue; `reject` tells the publisher.")
+            .or(defaults.when_full),
+        ..defaults
+    }
+}
+
+pub(super) fn access(table: &mut Table<'_>) -> access::Settings {
+    let mut names: Vec<Located<String>> = Vec::new();
+    let users = table.list("users", "Who may connect; `fieldgate passwd NAME` makes an entry.", |table| {
+        let name = table.value::<String>("name", "The user name a client gives.").check(not_empty).required_at();
+        names.extend(name.clone());
+        let hash = table
+            .value::<Secret>("password_hash", "The hash that `fieldgate passwd` prints; never the password itself.")
+            .check(|hash| match is_password_hash(hash.reveal()) {
+                true => Ok(()),
+                false => Err("must be an argon2 hash; `fieldgate passwd` makes one".into()),
+            })
+            .required();
+        Some(User { name: name?.value.into(), password_hash: hash?.reveal().into() })
+    });
+    table.cx.unique("users", names.iter().map(|name| (name.value.as_str(), name.span)));
+    let anonymous = table
+        .value("allow_anonymous", "From where clients may connect without a user name; `loopback` is this machine.")
+        .or(Anonymous::Loopback);
+    let rules =
+        table.list("acl", "Who may read and write which topics. No rules: everything. Rules add up.", |table| {
+            rule(table, &names)
+        });
+    access::Settings { users, rules, anonymous }
+}
+
+fn rule(table: &mut Table<'_>, users: &[Located<String>]) -> Option<Rule> {
+    table.exactly_one(&["user", "client", "for"]);
+    let user = table.value::<String>("user", "The rule is for this user.").optional_at();
+    let client = table.value::<String>("client", "The rule is for this client id.").check(not_empty).optional();
+    let group = table.value("for", "The rule is for `everyone`, or for clients without a user name.").optional();
+    if let Some(user) = user.as_ref().filter(|user| !users.iter().any(|known| known.value == user.value)) {
+        let known: Vec<&str> = users.iter().map(|user| user.value.as_str()).collect();
+        let report = Report::error(user.span, format!("there is no user `{}`", user.value));
+        table.report(match did_you_mean(&user.value, &known) {
+            Some(word) => report.label(format!("did you mean `{word}`?")),
+            None => report.help("add it to `users:`; `fieldgate passwd` makes the entry"),
+        });
+    }
+    let read =
+        table.values("read", "Topic filters that may be subscribed to; `%u` is the user name, `%c` the client id.");
+    let write = table.values("write", "Topic filters that may be published to.");
+    let patterns = |located: Vec<Located<Pattern>>| located.into_iter().map(|located| located.value).collect();
+    let subject = match (user, client, group) {
+        (Some(user), ..) => Subject::User(Arc::from(user.value)),
+        (_, Some(client), _) => Subject::Client(Arc::from(client)),
+        (_, _, Some(Group::Everyone)) => Subject::Everyone,
+        (_, _, Some(Group::Anonymous)) => Subject::Anonymous,
+        (None, None, None) => return None,
+    };
+    Some(Rule { subject, read: patterns(read), write: patterns(write) })
+}
+
+fn not_empty(text: &String) -> Result<(), String> {
+    if text.is_empty() { Err("must not be empty".into()) } else { Ok(()) }
+}
