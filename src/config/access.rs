@@ -69,6 +69,7 @@ pub(super) fn limits(table: &mut Table<'_>) -> Limits {
             .value("max_session_expiry", "The longest a session is kept after its client is gone; no limit if absent.")
             .range(Duration::from_secs(1)..=10 * YEAR)
             .optional(),
+        ..defaults
     }
 }
 

@@ -12,7 +12,10 @@ pub mod report;
 pub mod scalar;
 pub mod source;
 pub mod table;
+mod tls;
 pub mod tree;
+mod upstreams;
+mod web;
 
 #[cfg(test)]
 mod tests;
@@ -22,7 +25,7 @@ use std::path::Path;
 pub use self::core::{Format, Level, Log};
 use self::report::{Report, Reports, Severity};
 use self::table::{Context, Key, Table};
-use crate::{field, hub, store};
+use crate::{bridge, field, hub, store};
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +36,8 @@ pub struct Config {
     pub store: store::Settings,
     pub hub: hub::Settings,
     pub buses: Vec<field::modbus::Settings>,
+    pub upstreams: Vec<bridge::Settings>,
+    pub web: Option<crate::web::Settings>,
 }
 
 /// A configuration that can run, and what should still be said about it.
@@ -95,12 +100,16 @@ fn read(table: &mut Table<'_>) -> Option<Config> {
     let mut devices = Vec::new();
     let limits = table.table("limits", "What one client, and all of them together, may use.", access::limits);
     let access = access::access(table);
+    let name = core::gateway_name(table);
+    let has_users = !access.users.is_empty();
     let config = Config {
-        name: core::gateway_name(table),
         log: core::log(table),
         store: core::store(table),
         hub: hub::Settings { limits, access },
         buses: modbus::buses(table, &mut devices),
+        upstreams: upstreams::upstreams(table, &name),
+        web: web::web(table, has_users),
+        name,
     };
     table.cx.unique("devices", devices.iter().map(|device| (device.value.as_str(), device.span)));
     for report in claims::conflicts(&table.cx.claims.borrow()) {

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use super::claims::Claim;
-use super::report::Report;
+use super::report::{Report, Severity};
 use super::scalar::{Origin, Scalar};
 use super::source::{Located, Sources, Span};
 use super::tree::{self, Entry, MAX_FILE_BYTES, Node, Value};
@@ -76,6 +76,11 @@ impl<'e> Context<'e> {
     /// Says that something has an owner; conflicts are reported when everything has been read.
     pub fn claim(&self, claim: Claim) {
         self.claims.borrow_mut().push(claim);
+    }
+
+    /// How many errors there are so far: whoever compares before and after knows whether a part is worth more checks.
+    pub(super) fn errors(&self) -> usize {
+        self.reports.borrow().iter().filter(|report| report.severity == Severity::Error).count()
     }
 
     pub(super) fn is_describing(&self) -> bool {
@@ -272,6 +277,12 @@ impl<'a> Table<'a> {
 
     pub fn report(&self, report: Report) {
         self.cx.report(report);
+    }
+
+    /// Reports that `key`, which was read, is missing, unless it was only misspelt.
+    pub fn missing(&self, key: &str, help: &str) {
+        let report = Report::error(self.place, format!("`{key}` is missing")).label("needed here").help(help);
+        self.missing.borrow_mut().push((vec![key.to_owned()], report));
     }
 
     /// Reports when not exactly one of `keys` is given. They are still to be read.

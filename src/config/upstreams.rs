@@ -1,0 +1,147 @@
+//! The section `upstreams`.
+
+use std::time::Duration;
+
+use super::access::queue_limits;
+use super::report::Report;
+use super::scalar::{Name, Origin, Scalar, Size, words};
+use super::source::Span;
+use super::table::Table;
+use super::tls;
+use crate::bridge::rules::{Retain, Rule, RuleSettings};
+use crate::bridge::url::Url;
+use crate::bridge::{Settings, VersionChoice};
+use crate::hub::QueueLimits;
+use crate::message::QoS;
+use crate::secret::Secret;
+use crate::supervise::describe;
+
+words!(QoS, "a QoS", "0" => QoS::AtMostOnce, "1" => QoS::AtLeastOnce, "2" => QoS::ExactlyOnce);
+words!(VersionChoice, "an MQTT version", "newest" => VersionChoice::Newest, "5" => VersionChoice::V5,
+    "3.1.1" => VersionChoice::V3_1_1);
+words!(Retain, "what becomes of the retain flag", "as_published" => Retain::AsPublished, "never" => Retain::Never);
+
+impl Scalar for Url {
+    const SHAPE: &'static str = "`mqtts://HOST`, `mqtts://HOST:PORT` or, unencrypted, `mqtt://…`";
+    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| error.to_string())
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+pub(super) fn upstreams(table: &mut Table<'_>, gateway: &str) -> Vec<Settings> {
+    let mut names = Vec::new();
+    let upstreams = table.list("upstreams", "Brokers to forward to; each has a queue of its own.", |table| {
+        let name = table.value::<Name>("name", "Names the upstream; a new name starts with an empty queue.");
+        let name = name.required_at();
+        names.extend(name.as_ref().map(|name| (name.value.0.clone(), name.span)));
+        upstream(table, name.map(|name| (name.value.0, name.span)), gateway)
+    });
+    table.cx.unique("upstreams", names.iter().map(|(name, place)| (name.as_str(), *place)));
+    upstreams
+}
+
+fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) -> Option<Settings> {
+    let errors_before = table.cx.errors();
+    let meaning = "Where the broker is reached; a list is tried in order.";
+    let urls = table.values::<Url>("url", meaning);
+    if urls.is_empty() && table.place_of("url").is_none() {
+        table.missing("url", "add `url: mqtts://HOST`");
+    }
+    let defaults = urls.first().map(|url| Settings::new("", url.value.clone()));
+    let defaults = defaults.unwrap_or_else(|| Settings { urls: Vec::new(), ..Settings::new("", placeholder()) });
+    let version = table.value("version", "The MQTT version; `newest` tries 5 first.").or(defaults.version);
+    let client_id = table.value::<String>("client_id", "The client id to use; `GATEWAY-NAME` if absent.").optional();
+    let username = table.value::<String>("username", "The user name to log in with.").optional();
+    let password = table.value::<Secret>("password", "The password to log in with.").optional();
+    let tls = table.table("tls", "For `mqtts://`: whom to trust and how to prove who we are.", tls::client);
+    let keep_alive = table
+        .value("keep_alive", "How long the connection may be silent before it is probed.")
+        .range(Duration::from_secs(1)..=Duration::from_secs(65_535))
+        .or(defaults.keep_alive);
+    let connect_timeout = table
+        .value("connect_timeout", "For all of it: name, TCP, TLS and MQTT.")
+        .range(Duration::from_secs(1)..=Duration::from_secs(300))
+        .or(defaults.connect_timeout);
+    let session_expiry = table
+        .value("session_expiry", "How long the broker keeps our session while we are away (MQTT 5).")
+        .range(Duration::ZERO..=Duration::from_secs(u64::from(u32::MAX - 1)))
+        .or(defaults.session_expiry);
+    let outgoing = rules(table, "out", "What goes to the broker. The first rule that matches decides.", gateway);
+    let incoming = rules(table, "in", "What comes from the broker.", gateway);
+    let queue = table.table("queue", "Limits of the queue that holds what could not be sent yet.", |table| {
+        let defaults = QueueLimits { max_messages: 1_000_000, max_bytes: 256 << 20, ..QueueLimits::default() };
+        Some(queue_limits(table, "upstream", defaults))
+    });
+    let max_inflight = table
+        .value("max_inflight_messages", "Messages sent and not yet acknowledged; the broker may allow fewer.")
+        .range(1..=u16::MAX)
+        .or(defaults.max_inflight);
+    let meaning = "A topic on the broker: `1` while the gateway is connected, else `0`; `{gateway}` is its name.";
+    let state_topic = table.value::<String>("state_topic", meaning).optional();
+    let max_packet_size = table
+        .value("max_packet_size", "The largest packet accepted from the broker.")
+        .range(Size(1024)..=Size::mib(256))
+        .or(Size(u64::from(defaults.max_packet_size)));
+    let (name, name_place) = name?;
+    let settings = Settings {
+        name,
+        urls: urls.into_iter().map(|url| url.value).collect(),
+        version,
+        client_id,
+        username,
+        password,
+        tls,
+        keep_alive,
+        connect_timeout,
+        session_expiry,
+        outgoing,
+        incoming,
+        queue,
+        max_inflight,
+        state_topic,
+        max_packet_size: u32::try_from(max_packet_size.0).unwrap_or(u32::MAX),
+        backoff: defaults.backoff,
+    };
+    if settings.urls.is_empty() {
+        return None;
+    }
+    if table.cx.errors() > errors_before {
+        return Some(settings);
+    }
+    if settings.outgoing.is_empty() && settings.incoming.is_empty() {
+        let report = Report::warning(name_place, "this upstream forwards nothing");
+        table.report(report.help("add `out: [ { filter: \"#\" } ]` or another rule"));
+    }
+    if let Err(error) = settings.check(gateway) {
+        table.report(Report::error(name_place, "this upstream cannot work").label(describe(&error)));
+    }
+    Some(settings)
+}
+
+/// Stands in where the URL is missing, so that the other keys are read all the same.
+fn placeholder() -> Url {
+    Url { scheme: crate::bridge::url::Scheme::Tls, host: String::new(), port: 0 }
+}
+
+fn rules(table: &mut Table<'_>, key: &'static str, meaning: &'static str, gateway: &str) -> Vec<RuleSettings> {
+    table.list(key, meaning, |table| {
+        let filter = table.value::<String>("filter", "The topics; `{gateway}` is the gateway's name.").required_at();
+        let qos = table.value("qos", "The highest QoS at which they cross.").or(QoS::AtLeastOnce);
+        let retain = table.value("retain", "Whether a retained message is retained there.").or(Retain::AsPublished);
+        let prefix = |table: &mut Table<'_>, key, meaning| table.value::<String>(key, meaning).or(String::new());
+        let local_prefix = prefix(table, "local_prefix", "Stands before the filter on this gateway only.");
+        let remote_prefix = prefix(table, "remote_prefix", "Stands before the filter on the broker only.");
+        let filter = filter?;
+        let settings = RuleSettings { filter: filter.value, qos, retain, local_prefix, remote_prefix };
+        match Rule::new(&settings, gateway) {
+            Ok(_) => Some(settings),
+            Err(error) => {
+                table.report(Report::error(filter.span, "this rule cannot work").label(describe(&error)));
+                None
+            }
+        }
+    })
+}
