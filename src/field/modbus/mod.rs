@@ -2,6 +2,17 @@
 //!
 //! Not the protocol's bytes, which are tokio-modbus's, nor its values, which are `proto::modbus`'s.
 
+mod bus;
+mod device;
+mod link;
+mod schedule;
+mod status;
+mod wire;
+mod write;
+
+pub use bus::Bus;
+pub use status::{BusStatus, PlanLine};
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

@@ -98,13 +98,11 @@ impl Point {
         match self.data_type {
             DataType::Bool => Ok(Write::Registers(vec![u16::from(to_bool(value)?)])),
             DataType::Text { bytes } => self.encode_text(value, bytes),
-            DataType::Bits { first, count: 1 } => {
-                Ok(Write::Masked { mask: 1 << first, bits: u16::from(to_bool(value)?) << first })
-            }
+            DataType::Bits { first, count: 1 } => Ok(self.masked(1 << first, u16::from(to_bool(value)?) << first)),
             DataType::Bits { first, count } => {
                 let highest = (1i128 << count) - 1;
                 let raw = self.raw_integer(value, 0, highest)? as u16;
-                Ok(Write::Masked { mask: (highest as u16) << first, bits: raw << first })
+                Ok(self.masked((highest as u16) << first, raw << first))
             }
             DataType::F32 => {
                 let raw = self.raw_float(value, f64::from(f32::MAX))? as f32;
@@ -141,6 +139,10 @@ impl Point {
             Order::Big => (0..count).rev().map(word).collect(),
             Order::Little => (0..count).map(word).collect(),
         })
+    }
+
+    fn masked(&self, mask: u16, bits: u16) -> Write {
+        Write::Masked { mask: self.ordered(mask), bits: self.ordered(bits) }
     }
 
     fn ordered(&self, register: u16) -> u16 {
@@ -379,6 +381,8 @@ mod tests {
         assert_eq!(bits.encode(&Value::Integer(5)), Ok(Write::Masked { mask: 0xf0, bits: 0x50 }));
         let all = point(DataType::Bits { first: 0, count: 16 });
         assert_eq!(all.encode(&Value::Integer(5)), Ok(Write::Masked { mask: 0xffff, bits: 5 }));
+        let swapped = Point { byte_order: Order::Little, ..point(DataType::Bits { first: 0, count: 1 }) };
+        assert_eq!(swapped.encode(&Value::Integer(1)), Ok(Write::Masked { mask: 0x0100, bits: 0x0100 }));
     }
 
     #[test]
