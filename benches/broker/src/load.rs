@@ -1,0 +1,258 @@
+//! The loads: throughput with loss and order checked, latency at a rate, memory of idle connections.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{ErrorKind, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token};
+
+use crate::client::{self, Frames, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, put_ack, put_publish};
+
+/// Unacknowledged QoS 1 and 2 messages of each publisher.
+const WINDOW: u64 = 100;
+/// A receiver that hears nothing for so long after the publishers are done has lost the rest.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Copy)]
+pub struct Load {
+    pub qos: u8,
+    pub publishers: u32,
+    pub subscribers: u32,
+    /// For each publisher.
+    pub messages: u64,
+}
+
+pub struct Throughput {
+    pub received_per_second: f64,
+    pub lost: u64,
+    pub reordered: u64,
+}
+
+impl fmt::Display for Throughput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} msg/s received, {} lost, {} reordered", self.received_per_second, self.lost, self.reordered)
+    }
+}
+
+/// Every subscriber gets every message; the rate is that of all subscribers together.
+pub fn throughput(address: SocketAddr, load: Load) -> Throughput {
+    let mut streams = Vec::new();
+    for index in 0..load.subscribers {
+        let mut stream = client::connect(address, &format!("sub{index}")).expect("a subscriber connects");
+        client::subscribe(&mut stream, "bench/+", load.qos).expect("a subscriber subscribes");
+        streams.push(stream);
+    }
+    let expected = load.messages * u64::from(load.publishers) * u64::from(load.subscribers);
+    let published = Arc::new(AtomicBool::new(false));
+    let receiver = {
+        let published = published.clone();
+        thread::spawn(move || receive(streams, expected, &published, |_| ()))
+    };
+    let started = Instant::now();
+    let publishers: Vec<_> =
+        (0..load.publishers).map(|number| thread::spawn(move || publish(address, number, load))).collect();
+    for publisher in publishers {
+        publisher.join().expect("a publisher ends");
+    }
+    published.store(true, Ordering::Release);
+    let received = receiver.join().expect("the receiver ends");
+    let seconds = received.last.duration_since(started).as_secs_f64();
+    Throughput {
+        received_per_second: received.messages as f64 / seconds,
+        lost: expected.saturating_sub(received.messages),
+        reordered: received.reordered,
+    }
+}
+
+fn publish(address: SocketAddr, number: u32, load: Load) {
+    let mut stream = client::connect(address, &format!("pub{number}")).expect("a publisher connects");
+    let topic = format!("bench/{number}");
+    let mut out = Vec::with_capacity(64 << 10);
+    let mut frames = Frames::default();
+    let (mut sent, mut done) = (0, 0);
+    while done < load.messages {
+        while sent < load.messages && out.len() < 32 << 10 && (load.qos == 0 || sent - done < WINDOW) {
+            let id = (sent % 65_535) as u16 + 1;
+            put_publish(&mut out, &topic, load.qos, id, number, sent, 0);
+            sent += 1;
+        }
+        stream.write_all(&out).expect("the broker reads");
+        out.clear();
+        if load.qos == 0 {
+            done = sent;
+            continue;
+        }
+        let read = frames.read(&mut stream, |frame| match frame.kind {
+            PUBACK | PUBCOMP => done += 1,
+            PUBREC => put_ack(&mut out, PUBREL, frame.id()),
+            _ => {}
+        });
+        assert!(read.expect("the broker answers") > 0, "the broker closed a publisher");
+    }
+    // What is in flight must not be cut off by the end of the connection.
+    let _ = stream.write_all(&[0xe0, 0]);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let _ = frames.read(&mut stream, |_| ());
+}
+
+struct Received {
+    messages: u64,
+    reordered: u64,
+    last: Instant,
+}
+
+/// One thread for all subscribers, so that the load generator costs as little as it can.
+fn receive(streams: Vec<TcpStream>, expected: u64, published: &AtomicBool, mut each: impl FnMut(u64)) -> Received {
+    let mut poll = Poll::new().expect("a poll");
+    let mut connections = Vec::new();
+    for (index, stream) in streams.into_iter().enumerate() {
+        stream.set_nonblocking(true).expect("a socket");
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        poll.registry().register(&mut stream, Token(index), Interest::READABLE).expect("a registration");
+        connections.push((stream, Frames::default(), HashMap::<u32, u64>::new()));
+    }
+    let mut events = Events::with_capacity(256);
+    let mut received = Received { messages: 0, reordered: 0, last: Instant::now() };
+    let mut out = Vec::new();
+    while received.messages < expected {
+        poll.poll(&mut events, Some(Duration::from_millis(100))).expect("a poll");
+        if events.is_empty() && published.load(Ordering::Acquire) && received.last.elapsed() > PATIENCE {
+            break;
+        }
+        for event in &events {
+            let (stream, frames, next) = &mut connections[event.token().0];
+            loop {
+                let read = frames.read(stream, |frame| match frame.kind {
+                    PUBLISH => {
+                        let (id, publisher, sequence, sent) = frame.publish();
+                        each(sent);
+                        received.messages += 1;
+                        let next = next.entry(publisher).or_insert(0);
+                        received.reordered += u64::from(sequence < *next);
+                        *next = sequence + 1;
+                        match frame.qos {
+                            1 => put_ack(&mut out, PUBACK, id),
+                            2 => put_ack(&mut out, PUBREC, id),
+                            _ => {}
+                        }
+                    }
+                    PUBREL => put_ack(&mut out, PUBCOMP, frame.id()),
+                    _ => {}
+                });
+                match read {
+                    Ok(0) => panic!("the broker closed a subscriber"),
+                    Ok(_) => received.last = Instant::now(),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) => panic!("a subscriber cannot read: {error}"),
+                }
+                write_all(stream, &mut out);
+            }
+        }
+    }
+    received
+}
+
+fn write_all(stream: &mut mio::net::TcpStream, out: &mut Vec<u8>) {
+    let mut at = 0;
+    while at < out.len() {
+        match stream.write(&out[at..]) {
+            Ok(written) => at += written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+            Err(error) => panic!("a subscriber cannot write: {error}"),
+        }
+    }
+    out.clear();
+}
+
+pub struct Latency {
+    pub p50: Duration,
+    pub p99: Duration,
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p50 {} µs, p99 {} µs", self.p50.as_micros(), self.p99.as_micros())
+    }
+}
+
+/// QoS 1 from one publisher to one subscriber at `rate` messages a second, from the write to the receiver's read.
+pub fn latency(address: SocketAddr, rate: u64, seconds: u64) -> Latency {
+    let mut stream = client::connect(address, "sub").expect("a subscriber connects");
+    client::subscribe(&mut stream, "bench/+", 1).expect("a subscriber subscribes");
+    let base = Instant::now();
+    let messages = rate * seconds;
+    let published = Arc::new(AtomicBool::new(false));
+    let receiver = {
+        let published = published.clone();
+        thread::spawn(move || {
+            let mut latencies = Vec::new();
+            receive(vec![stream], messages, &published, |sent| {
+                latencies.push(base.elapsed().as_nanos() as u64 - sent);
+            });
+            latencies
+        })
+    };
+    let mut stream = client::connect(address, "pub").expect("a publisher connects");
+    let mut reader = stream.try_clone().expect("a second handle");
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let acknowledger = {
+        let acknowledged = acknowledged.clone();
+        thread::spawn(move || {
+            let mut frames = Frames::default();
+            while acknowledged.load(Ordering::Relaxed) < messages {
+                let read = frames.read(&mut reader, |frame| {
+                    acknowledged.fetch_add(u64::from(frame.kind == PUBACK), Ordering::Relaxed);
+                });
+                assert!(read.expect("the broker answers") > 0, "the broker closed a publisher");
+            }
+        })
+    };
+    let interval = Duration::from_secs(1) / rate as u32;
+    let started = Instant::now();
+    let mut out = Vec::new();
+    for sequence in 0..messages {
+        let due = started + interval * sequence as u32;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        put_publish(
+            &mut out,
+            "bench/0",
+            1,
+            (sequence % 65_535) as u16 + 1,
+            0,
+            sequence,
+            base.elapsed().as_nanos() as u64,
+        );
+        stream.write_all(&out).expect("the broker reads");
+        out.clear();
+    }
+    acknowledger.join().expect("all is acknowledged");
+    published.store(true, Ordering::Release);
+    let mut latencies = receiver.join().expect("the receiver ends");
+    latencies.sort_unstable();
+    let at = |share: f64| Duration::from_nanos(latencies[((latencies.len() - 1) as f64 * share) as usize]);
+    Latency { p50: at(0.5), p99: at(0.99) }
+}
+
+/// What each of `connections` idle clients adds to the broker's memory, in KiB.
+pub fn idle(address: SocketAddr, connections: u32, pid: u32) -> f64 {
+    let before = rss_kib(pid);
+    let streams: Vec<_> = (0..connections)
+        .map(|number| client::connect(address, &format!("idle{number}")).expect("an idle client connects"))
+        .collect();
+    thread::sleep(Duration::from_secs(2));
+    let after = rss_kib(pid);
+    drop(streams);
+    (after - before) as f64 / f64::from(connections)
+}
+
+/// Resident memory of a process, in KiB.
+pub fn rss_kib(pid: u32) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the broker runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number of kB")
+}
