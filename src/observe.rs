@@ -4,6 +4,7 @@
 //! know. There is no registry: `gateway` hands the web floor the list of what runs.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::clock::UnixMillis;
 
@@ -99,6 +100,12 @@ impl Metrics {
     pub fn counter(&mut self, name: &'static str, help: &'static str, labels: &[(&str, &str)], value: u64) {
         debug_assert!(name.ends_with("_total"), "{name} is a counter");
         self.sample("counter", name, help, labels, value as f64);
+    }
+
+    /// Adds a sample of a counter of time; `name` ends in `_seconds_total`.
+    pub fn seconds(&mut self, name: &'static str, help: &'static str, labels: &[(&str, &str)], value: Duration) {
+        debug_assert!(name.ends_with("_seconds_total"), "{name} counts seconds");
+        self.sample("counter", name, help, labels, value.as_secs_f64());
     }
 
     /// Adds a sample of a gauge, in base units (seconds, bytes).

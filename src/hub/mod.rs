@@ -95,7 +95,7 @@ impl Hub {
             opened.retained(&mut |message| {
                 retained.set(Arc::new(message));
             })?;
-            running = Some(opened.run());
+            running = Some(opened.run()?);
         }
         let next_session = sessions.iter().map(|session| session.record.id.0 + 1).max().unwrap_or(1);
         let hub = Self(Arc::new(Shared {

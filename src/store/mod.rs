@@ -1,25 +1,65 @@
 //! The journal: what must survive a crash, in one SQLite database, and the only SQL of the program.
+//!
+//! The hub submits operations ([`Op`]); one thread writes them in batches, one transaction with one fsync each, and
+//! settles their receipts after it ([`Receipt`]). While one batch is written the next one fills. What becomes moot
+//! before its batch is due is never written: a message that all receivers have acknowledged costs no flash.
+//!
+//! What cannot be written, because the disk is full or fails, is told apart: what adds data is refused, so that its
+//! publisher is not told a lie; what takes data away is kept in memory and written when the disk recovers, which is
+//! tried again all the time. A message that was refused here may still be delivered from the hub's memory, but does not
+//! survive a restart.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `op` `receipt` | the words: operations, pages, receipts |
+//! | `inbox` `batch` `ranges` | what waits for the next commit, and what cancels out |
+//! | `writer` | the thread: group commit, failures, upkeep |
+//! | `database` `state` `topics` | a batch to SQL, and what is known without asking |
+//! | `read` `row` | SQL to sessions, messages, pages |
+//! | `open` `schema` | lock, check, quarantine, tables, migrations |
+//! | `stats` `inspect` | what the operator sees, while it runs and from outside |
 
+mod batch;
+mod database;
+mod inbox;
 mod op;
+mod open;
+mod ranges;
+mod read;
 mod receipt;
+mod row;
+mod schema;
+mod state;
+mod stats;
+mod topics;
+mod writer;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockReadGuard};
 use thiserror::Error;
+use tracing::error;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::message::Message;
 use crate::observe::{Metrics, Observe, Status};
+use database::Database;
+use inbox::{Inbox, Load};
+use open::Lock;
+use stats::Stats;
+use writer::Writer;
 
 pub use op::{
     Due, Op, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession, StoredState,
     StoredSubscription, WillRecord,
 };
 pub use receipt::{Receipt, ReceiptState};
+
+/// The last of this many parts of the database is held back when it fills; see [`Store::is_full`].
+const RESERVE: u64 = 16;
 
 /// Where and how hard the store keeps things.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,111 +101,163 @@ pub enum Durability {
     Relaxed,
 }
 
-/// Why the store could not be opened.
-#[derive(Debug, Error)]
-pub enum OpenError {}
+pub use open::OpenError;
 
-/// Why a stored session or retained message could not be read.
+/// Why an open store could not be read or started.
 #[derive(Debug, Error)]
-pub enum ReadError {}
+pub enum ReadError {
+    #[error("the database cannot be read")]
+    Database(#[from] rusqlite::Error),
+    #[error("the store's thread cannot be started")]
+    Thread(#[source] std::io::Error),
+}
 
 /// A store that is open and not yet running.
 #[derive(Debug)]
 pub struct Opened {
     /// Where a database that could not be used was moved to; the store is empty and a person should look.
     pub quarantined: Option<PathBuf>,
+    settings: Settings,
+    clock: Clock,
+    database: Database,
+    lock: Lock,
 }
 
 impl Opened {
+    /// All sessions with what hangs on them, in the order of their ids. The messages of their queues are read with
+    /// [`Store::load`].
+    ///
+    /// # Errors
+    /// [`ReadError::Database`] where the disk fails. A single record that makes no sense is left out and logged.
     pub fn sessions(&mut self) -> Result<Vec<StoredSession>, ReadError> {
-        Ok(Vec::new())
+        Ok(read::sessions(&self.database.connection, &self.database.state)?)
     }
 
-    pub fn retained(&mut self, _each: &mut dyn FnMut(Message)) -> Result<(), ReadError> {
-        Ok(())
+    /// Hands every retained message to `each`.
+    ///
+    /// # Errors
+    /// As [`Opened::sessions`].
+    pub fn retained(&mut self, each: &mut dyn FnMut(Message)) -> Result<(), ReadError> {
+        Ok(read::retained(&self.database.connection, each)?)
     }
 
-    pub fn run(self) -> Store {
-        Store(Arc::default())
+    /// Starts the writer's thread.
+    ///
+    /// # Errors
+    /// [`ReadError::Thread`] where the operating system refuses a thread.
+    pub fn run(self) -> Result<Store, ReadError> {
+        let Self { quarantined, settings, clock, database, lock } = self;
+        let stats = Arc::new(Stats::default());
+        let inbox = Arc::new(Inbox::new(&settings, stats.clone()));
+        let opened_at = clock.now();
+        let full_bytes = settings.max_bytes - settings.max_bytes / RESERVE;
+        let writer = Writer::new(database, lock, inbox.clone(), stats.clone(), clock, full_bytes);
+        let thread = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
+        let thread = Mutex::new(Some(thread.map_err(ReadError::Thread)?));
+        let quarantined = quarantined.map(|path| path.display().to_string());
+        Ok(Store(Arc::new(Running { inbox, stats, thread, opened_at, quarantined })))
     }
 }
 
 /// Holds commits back; see [`Store::transaction`].
 #[derive(Debug)]
-pub struct Transaction<'a>(std::marker::PhantomData<&'a Store>);
+#[must_use = "commits are held back while the guard lives"]
+pub struct Transaction<'a>(#[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>);
 
-/// A handle to the running store; every clone is the same store.
+/// A handle to the running store; every clone is the same store. The last one to go closes it.
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Mutex<BTreeMap<(SessionId, u64), StoredMessage>>>);
+pub struct Store(Arc<Running>);
+
+#[derive(Debug)]
+struct Running {
+    inbox: Arc<Inbox>,
+    stats: Arc<Stats>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    opened_at: UnixMillis,
+    quarantined: Option<String>,
+}
 
 impl Store {
-    pub fn bind(_settings: Settings, _clock: Clock) -> Result<Opened, OpenError> {
-        Ok(Opened { quarantined: None })
+    /// Opens the database in the directory of `settings`, which is created if need be; spawns nothing. A database that
+    /// cannot be used is moved aside, see [`Opened::quarantined`].
+    ///
+    /// # Errors
+    /// [`OpenError`] where the directory cannot be used, or another process uses it.
+    pub fn bind(settings: Settings, clock: Clock) -> Result<Opened, OpenError> {
+        let (database, lock, quarantined) = open::open(&settings, &clock)?;
+        Ok(Opened { quarantined, settings, clock, database, lock })
     }
 
-    pub fn submit(&self, ops: &mut Vec<Op>, _due: Due) {
-        let mut rows = self.0.lock();
-        for op in ops.drain(..) {
-            let receipt = match op {
-                Op::Enqueue { session, sequence, qos, retain, identifiers, message, receipt } => {
-                    let state = StoredState::Queued(message);
-                    let row = StoredMessage { sequence, qos, retain, identifiers, state };
-                    rows.insert((session, sequence), row);
-                    receipt
-                }
-                Op::Release { session, sequence, receipt } => {
-                    if let Some(row) = rows.get_mut(&(session, sequence)) {
-                        row.state = StoredState::Released;
-                    }
-                    receipt
-                }
-                Op::Remove { session, sequence } => {
-                    rows.remove(&(session, sequence));
-                    None
-                }
-                Op::DropSession(id) => {
-                    rows.retain(|(session, _), _| *session != id);
-                    None
-                }
-                Op::AddInbound { receipt, .. } | Op::RemoveInbound { receipt, .. } => receipt,
-                Op::PutRetained(_, receipt) | Op::DropRetained(_, receipt) => receipt,
-                Op::PutSubscription { receipt, .. } => receipt,
-                Op::PutSession(_) | Op::DropSubscription { .. } => None,
-            };
-            if let Some(receipt) = receipt {
-                receipt.satisfy();
-            }
-        }
+    /// Takes the operations out of `ops`, to be written in their order. Never blocks on the disk. The operations of one
+    /// call are in one commit. After [`Store::close`] their receipts fail.
+    pub fn submit(&self, ops: &mut Vec<Op>, due: Due) {
+        self.0.inbox.submit(ops, due);
     }
 
     /// While the guard lives no commit begins: what is submitted under it, from however many calls, is in one commit.
     /// Not to be held across an `.await`, nor taken twice by one thread.
     pub fn transaction(&self) -> Transaction<'_> {
-        Transaction(std::marker::PhantomData)
+        Transaction(self.0.inbox.hold())
     }
 
+    /// Tells whether no more should be queued: the database has reached 15/16 of its limit, or the disk is full. What
+    /// is submitted nevertheless is kept as long as it fits, and refused then.
     pub fn is_full(&self) -> bool {
-        false
+        self.0.stats.is_full()
     }
 
     /// Waits until the inbox has room.
-    pub async fn when_ready(&self) {}
-
-    pub fn load(&self, session: SessionId, from: u64, limit: PageLimit, then: Box<dyn FnOnce(Page) + Send>) {
-        let rows = self.0.lock();
-        let mut rows = rows.range((session, from)..=(session, u64::MAX)).map(|(_, row)| row.clone());
-        let messages = rows.by_ref().take(limit.messages).collect();
-        let page = Page { messages, complete: rows.next().is_none(), failed: false };
-        then(page);
+    ///
+    /// # Cancel safety
+    /// Nothing is lost where the future is dropped.
+    pub async fn when_ready(&self) {
+        self.0.inbox.ready().await;
     }
 
-    pub fn close(self) {}
+    /// Reads a page of a queue, from sequence `from` on. `then` runs on the writer's thread and must be quick; the page
+    /// shows everything that was submitted before this call. After [`Store::close`] `then` runs at once, with a page
+    /// that has failed.
+    pub fn load(&self, session: SessionId, from: u64, limit: PageLimit, then: Box<dyn FnOnce(Page) + Send>) {
+        if let Err(load) = self.0.inbox.load(Load { session, from, limit, then }) {
+            (load.then)(Page { failed: true, ..Page::default() });
+        }
+    }
+
+    /// Commits everything and waits until the database is closed. Other handles may remain; what they submit is
+    /// refused.
+    pub fn close(self) {
+        self.0.close();
+    }
+}
+
+impl Running {
+    fn close(&self) {
+        self.inbox.close();
+        let thread = self.thread.lock().take();
+        // The last handle may go in a callback on the writer's own thread, which ends by itself.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            if thread.join().is_err() {
+                error!("the store's thread panicked; what it had not acknowledged is lost");
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 impl Observe for Store {
     fn statuses(&self) -> Vec<Status> {
-        Vec::new()
+        vec![self.0.stats.status(self.0.opened_at, self.0.quarantined.as_deref())]
     }
 
-    fn collect(&self, _metrics: &mut Metrics) {}
+    fn collect(&self, metrics: &mut Metrics) {
+        self.0.stats.collect(metrics);
+    }
 }
+
+#[cfg(test)]
+mod tests;

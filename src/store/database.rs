@@ -1,0 +1,435 @@
+//! One open database: the transaction that writes a batch, and the upkeep between transactions.
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use tracing::error;
+
+use super::batch::{Batch, Change, Row as QueueRow};
+use super::row::{RELEASED, encode_extra, encode_flags, properties_size};
+use super::schema::{MAX_SLOT, queue_key, slot_keys};
+use super::state::{Queue, State};
+use super::topics::{Spelling, Topics};
+use super::{SessionId, SessionRecord};
+use crate::message::Message;
+
+/// Rows of dropped sessions that are deleted along with a commit.
+const PURGE_ALONG: u32 = 1000;
+/// Rows of dropped sessions that are deleted in one go while nothing else is due.
+pub(super) const PURGE_IDLE: u32 = 10_000;
+/// Once this much was appended since summaries were written, they are written again; it bounds the count at the start.
+const MAX_UNCOUNTED: u64 = 16 << 20;
+/// What a row counts for [`MAX_UNCOUNTED`] beside its content.
+const UNCOUNTED_ROW: u64 = 64;
+/// Numbered topics are forgotten when all queues are empty and there are more than this.
+const KEEP_TOPICS: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Database {
+    pub connection: Connection,
+    pub state: State,
+    /// A rollback has left `state` behind; it is read again before anything else.
+    stale: bool,
+    page_bytes: u64,
+}
+
+/// What a commit did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Committed {
+    pub messages_written: u64,
+    pub messages_removed: u64,
+}
+
+/// Sizes of the database, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    pub total: u64,
+    /// Of `total`, what holds nothing and can be used again.
+    pub free: u64,
+    /// What the write-ahead log holds that is not checkpointed or not yet overwritten.
+    pub wal: u64,
+}
+
+impl Database {
+    pub fn new(connection: Connection) -> rusqlite::Result<Self> {
+        connection.set_prepared_statement_cache_capacity(64);
+        let page_bytes = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let state = State::read(&connection)?;
+        Ok(Self { connection, state, stale: false, page_bytes })
+    }
+
+    /// Writes everything in `batch` in one transaction, or nothing of it.
+    pub fn commit(&mut self, batch: &Batch) -> rusqlite::Result<Committed> {
+        self.transaction(|connection, state| {
+            let mut committed = Committed::default();
+            for slot in batch.slots() {
+                apply(connection, state, &slot.change, &mut committed)?;
+            }
+            for (&session, ranges) in batch.removals() {
+                for (first, last) in ranges.iter() {
+                    committed.messages_removed += remove(connection, state, session, first, last)?;
+                }
+            }
+            purge(connection, state, PURGE_ALONG)?;
+            write_summaries(connection, state, state.uncounted > MAX_UNCOUNTED)?;
+            Ok(committed)
+        })
+    }
+
+    /// Deletes rows of dropped sessions; true while there are more.
+    pub fn purge(&mut self) -> rusqlite::Result<bool> {
+        if !self.state.draining.is_empty() {
+            self.transaction(|connection, state| purge(connection, state, PURGE_IDLE))?;
+        }
+        Ok(!self.state.draining.is_empty())
+    }
+
+    /// Writes what makes the next start fast, before the database is closed.
+    pub fn write_all_summaries(&mut self) -> rusqlite::Result<()> {
+        if self.state.uncounted == 0 {
+            return Ok(());
+        }
+        self.transaction(|connection, state| write_summaries(connection, state, true))
+    }
+
+    /// Forgets numbered topics that no row can refer to; true where there was something to do.
+    pub fn forget_topics(&mut self) -> rusqlite::Result<bool> {
+        let used = self.state.messages > 0 || !self.state.draining.is_empty();
+        if used || self.state.topics.len() <= KEEP_TOPICS {
+            return Ok(false);
+        }
+        self.transaction(|connection, state| {
+            connection.execute("DELETE FROM topic", [])?;
+            state.topics = Topics::default();
+            Ok(())
+        })?;
+        Ok(true)
+    }
+
+    /// Shows that `bytes` can be written again after the disk was full or failed.
+    pub fn probe(&mut self, bytes: u32) -> rusqlite::Result<()> {
+        self.transaction(|connection, _| {
+            connection.execute("INSERT OR REPLACE INTO queue VALUES (-1, NULL, zeroblob(?1), 0, 0, NULL)", [bytes])?;
+            Ok(())
+        })?;
+        self.transaction(|connection, _| connection.execute("DELETE FROM queue WHERE key < 0", []).map(|_| ()))
+    }
+
+    /// Moves what the write-ahead log holds into the database, so that the log can be overwritten.
+    pub fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    }
+
+    /// Gives up to `bytes` of free pages back to the file system; takes effect with the next checkpoint.
+    pub fn vacuum(&self, bytes: u64) -> rusqlite::Result<()> {
+        let pages = bytes / self.page_bytes;
+        let mut statement = self.connection.prepare_cached(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
+        Ok(())
+    }
+
+    pub fn usage(&self) -> rusqlite::Result<Usage> {
+        let pages = |sql: &str| -> rusqlite::Result<u64> {
+            self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
+        };
+        let mut frames = self.connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+        let frames = frames.query_row([], |row| row.get::<_, i64>(1))?;
+        Ok(Usage {
+            total: pages("PRAGMA page_count")? * self.page_bytes,
+            free: pages("PRAGMA freelist_count")? * self.page_bytes,
+            // Each frame has a header of 24 bytes.
+            wal: u64::try_from(frames).unwrap_or(0) * (self.page_bytes + 24),
+        })
+    }
+
+    /// Limits the database file; less than it has now only stops growth.
+    pub fn set_max_bytes(&self, bytes: u64) -> rusqlite::Result<()> {
+        let pages = (bytes / self.page_bytes).clamp(1, u64::from(u32::MAX) - 1);
+        self.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
+    }
+
+    fn transaction<T>(
+        &mut self,
+        work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        if self.stale {
+            self.state = State::read(&self.connection)?;
+            self.stale = false;
+        }
+        let result = execute(&self.connection, "BEGIN IMMEDIATE")
+            .and_then(|()| work(&self.connection, &mut self.state))
+            .and_then(|done| execute(&self.connection, "COMMIT").map(|()| done));
+        if result.is_err() {
+            self.stale = true;
+            // SQLite rolls back by itself on some errors; then there is nothing left to roll back.
+            if !self.connection.is_autocommit() {
+                let _ = execute(&self.connection, "ROLLBACK");
+            }
+        }
+        result
+    }
+}
+
+fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(|_| ())
+}
+
+fn apply(
+    connection: &Connection,
+    state: &mut State,
+    change: &Change,
+    committed: &mut Committed,
+) -> rusqlite::Result<()> {
+    match change {
+        Change::PutSession(record) => put_session(connection, state, record),
+        Change::DropSession(session) => drop_session(connection, state, *session),
+        Change::PutSubscription { session, filter, options, identifier } if state.has(*session) => connection
+            .prepare_cached("INSERT OR REPLACE INTO subscription VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![id(*session), filter, options, identifier])
+            .map(|_| ()),
+        Change::DropSubscription { session, filter } => connection
+            .prepare_cached("DELETE FROM subscription WHERE session = ?1 AND filter = ?2")?
+            .execute(params![id(*session), filter])
+            .map(|_| ()),
+        Change::Enqueue(row) => {
+            let written = enqueue(connection, state, row)?;
+            committed.messages_written += u64::from(written);
+            Ok(())
+        }
+        Change::EnqueueReleased { session, sequence } => {
+            let Some(slot) = state.slot(*session) else { return Ok(()) };
+            let inserted = connection
+                .prepare_cached("INSERT OR IGNORE INTO queue VALUES (?1, NULL, NULL, ?2, 0, NULL)")?
+                .execute(params![queue_key(slot, *sequence), RELEASED | 2])?;
+            if inserted == 1 {
+                state.appended(*session, *sequence, 0, UNCOUNTED_ROW);
+            }
+            Ok(())
+        }
+        Change::Release { session, sequence } => release(connection, state, *session, *sequence),
+        Change::AddInbound { session, packet_id } if state.has(*session) => connection
+            .prepare_cached("INSERT OR IGNORE INTO inbound VALUES (?1, ?2)")?
+            .execute(params![id(*session), packet_id])
+            .map(|_| ()),
+        Change::RemoveInbound { session, packet_id } => connection
+            .prepare_cached("DELETE FROM inbound WHERE session = ?1 AND packet_id = ?2")?
+            .execute(params![id(*session), packet_id])
+            .map(|_| ()),
+        Change::PutRetained(message) => connection
+            .prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![
+                message.topic.as_str(),
+                &message.payload[..],
+                encode_flags(message, message.qos, true),
+                message.accepted_at.0,
+                encode_extra(message, None),
+            ])
+            .map(|_| ()),
+        Change::DropRetained(topic) => {
+            connection.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([topic.as_str()]).map(|_| ())
+        }
+        // The session was dropped while another task still had something for it.
+        Change::PutSubscription { .. } | Change::AddInbound { .. } | Change::Wait { .. } => Ok(()),
+    }
+}
+
+fn put_session(connection: &Connection, state: &mut State, record: &SessionRecord) -> rusqlite::Result<()> {
+    let Some(slot) = state.slot(record.id).or_else(|| state.take_slot()) else {
+        error!(session = record.id.0, limit = MAX_SLOT, "too many sessions, the session is not kept");
+        return Ok(());
+    };
+    state.sessions.entry(record.id).or_insert_with(|| Queue::empty(slot));
+    let millis = |interval: std::time::Duration| i64::try_from(interval.as_millis()).unwrap_or(i64::MAX);
+    connection
+        .prepare_cached(
+            "INSERT INTO session VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id) DO UPDATE SET
+             face = ?3, client_id = ?4, user = ?5, expiry_millis = ?6, detached_at = ?7",
+        )?
+        .execute(params![
+            id(record.id),
+            slot,
+            record.face,
+            record.client_id,
+            record.user,
+            record.expiry_interval.map(millis),
+            record.detached_at.map(|at| at.0),
+        ])?;
+    let Some(will) = &record.will else {
+        connection.prepare_cached("DELETE FROM will WHERE session = ?1")?.execute([id(record.id)])?;
+        return Ok(());
+    };
+    let Message { topic, payload, qos, accepted_at, .. } = &will.message;
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO will VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+        .execute(params![
+            id(record.id),
+            millis(will.delay),
+            topic.as_str(),
+            &payload[..],
+            encode_flags(&will.message, *qos, false),
+            accepted_at.0,
+            encode_extra(&will.message, None),
+        ])
+        .map(|_| ())
+}
+
+fn drop_session(connection: &Connection, state: &mut State, session: SessionId) -> rusqlite::Result<()> {
+    let Some(queue) = state.sessions.remove(&session) else { return Ok(()) };
+    for table in [
+        "DELETE FROM session WHERE id = ?1",
+        "DELETE FROM will WHERE session = ?1",
+        "DELETE FROM subscription WHERE session = ?1",
+        "DELETE FROM inbound WHERE session = ?1",
+    ] {
+        connection.prepare_cached(table)?.execute([id(session)])?;
+    }
+    connection.prepare_cached("DELETE FROM summary WHERE slot = ?1")?.execute([queue.slot])?;
+    state.messages -= queue.messages;
+    state.bytes -= queue.bytes;
+    state.draining.push(queue.slot);
+    Ok(())
+}
+
+/// Tells whether a row was written.
+fn enqueue(connection: &Connection, state: &mut State, row: &QueueRow) -> rusqlite::Result<bool> {
+    let QueueRow { session, sequence, qos, retain, identifiers, message } = row;
+    // The session was dropped while another task still had a message for it.
+    let Some(slot) = state.slot(*session) else { return Ok(false) };
+    let key = queue_key(slot, *sequence);
+    let number = match state.topics.spelling(&message.topic) {
+        Spelling::Number(number) => Some(number),
+        Spelling::NewNumber(number) => {
+            connection
+                .prepare_cached("INSERT INTO topic VALUES (?1, ?2)")?
+                .execute(params![number, message.topic.as_str()])?;
+            state.topics.insert(number, message.topic.clone());
+            Some(number)
+        }
+        Spelling::Text => None,
+    };
+    let payload = &message.payload[..];
+    let flags = encode_flags(message, *qos, *retain);
+    let extra = encode_extra(message, identifiers.as_deref());
+    let mut insert = connection.prepare_cached("INSERT OR IGNORE INTO queue VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+    let accepted_at = message.accepted_at.0;
+    let inserted = match number {
+        Some(number) => insert.execute(params![key, number, payload, flags, accepted_at, extra])?,
+        None => insert.execute(params![key, message.topic.as_str(), payload, flags, accepted_at, extra])?,
+    };
+    if inserted == 0 {
+        error!(session = session.0, sequence, "a sequence was used twice, the later message is not kept");
+        return Ok(false);
+    }
+    let size = u64::try_from(message.size()).unwrap_or(u64::MAX);
+    state.appended(*session, *sequence, size, size + UNCOUNTED_ROW);
+    Ok(true)
+}
+
+fn release(connection: &Connection, state: &mut State, session: SessionId, sequence: u64) -> rusqlite::Result<()> {
+    let Some(slot) = state.slot(session) else { return Ok(()) };
+    let key = queue_key(slot, sequence);
+    let (_, bytes) = count(connection, &state.topics, key, key)?;
+    let released = connection
+        .prepare_cached(
+            "UPDATE queue SET topic = NULL, payload = NULL, extra = NULL, accepted_at = 0, flags = flags | ?2
+             WHERE key = ?1",
+        )?
+        .execute([key, RELEASED])?;
+    if released > 0 {
+        state.removed(session, 0, bytes);
+    }
+    Ok(())
+}
+
+/// Deletes the rows of a session from sequence `first` to `last`; returns how many there were.
+fn remove(
+    connection: &Connection,
+    state: &mut State,
+    session: SessionId,
+    first: u64,
+    last: u64,
+) -> rusqlite::Result<u64> {
+    let Some(queue) = state.sessions.get(&session) else { return Ok(0) };
+    // What was refused or cancelled is above the last sequence on disk.
+    let last = match queue.last {
+        Some(stored) if stored >= first => last.min(stored),
+        _ => return Ok(0),
+    };
+    let (first, last) = (queue_key(queue.slot, first), queue_key(queue.slot, last));
+    let (messages, bytes) = count(connection, &state.topics, first, last)?;
+    if messages > 0 {
+        connection.prepare_cached("DELETE FROM queue WHERE key BETWEEN ?1 AND ?2")?.execute([first, last])?;
+        state.removed(session, messages, bytes);
+    }
+    Ok(messages)
+}
+
+/// Rows from key `first` to `last` and the sum of their sizes, as `Message::size` gave them.
+pub(super) fn count(connection: &Connection, topics: &Topics, first: i64, last: i64) -> rusqlite::Result<(u64, u64)> {
+    let mut statement = connection
+        .prepare_cached("SELECT topic, coalesce(length(payload), 0), extra FROM queue WHERE key BETWEEN ?1 AND ?2")?;
+    let mut rows = statement.query([first, last])?;
+    let (mut messages, mut bytes) = (0, 0);
+    while let Some(row) = rows.next()? {
+        messages += 1;
+        bytes += row_size(topics, row)?;
+    }
+    Ok((messages, bytes))
+}
+
+fn row_size(topics: &Topics, row: &Row<'_>) -> rusqlite::Result<u64> {
+    let topic = match row.get_ref(0)? {
+        ValueRef::Integer(number) => topics.name(number).map_or(0, |name| name.as_str().len()),
+        ValueRef::Text(text) => text.len(),
+        _ => 0,
+    };
+    let extra = row.get_ref(2)?.as_blob_or_null().unwrap_or_default();
+    let beside = u64::try_from(topic + properties_size(extra)).unwrap_or(u64::MAX);
+    Ok(row.get::<_, u64>(1)? + beside)
+}
+
+fn purge(connection: &Connection, state: &mut State, mut rows: u32) -> rusqlite::Result<()> {
+    while let Some(&slot) = state.draining.last() {
+        let (first, last) = slot_keys(slot);
+        let end: Option<i64> = connection
+            .prepare_cached("SELECT key FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT 1 OFFSET ?3")?
+            .query_row(params![first, last, rows], |row| row.get(0))
+            .optional()?;
+        let mut delete = connection.prepare_cached("DELETE FROM queue WHERE key BETWEEN ?1 AND ?2")?;
+        if let Some(end) = end {
+            delete.execute([first, end - 1])?;
+            break;
+        }
+        let deleted = delete.execute([first, last])?;
+        rows -= u32::try_from(deleted).unwrap_or(rows).min(rows);
+        state.draining.pop();
+        state.free.push(slot);
+    }
+    Ok(())
+}
+
+fn write_summaries(connection: &Connection, state: &mut State, all: bool) -> rusqlite::Result<()> {
+    let mut write = |queue: &mut Queue| -> rusqlite::Result<()> {
+        let Some(last) = queue.last else { return Ok(()) };
+        connection.prepare_cached("INSERT OR REPLACE INTO summary VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+            queue.slot,
+            last,
+            queue.messages,
+            queue.bytes
+        ])?;
+        queue.uncounted = false;
+        Ok(())
+    };
+    if all {
+        state.sessions.values_mut().filter(|queue| queue.uncounted).try_for_each(&mut write)?;
+        state.uncounted = 0;
+    }
+    for session in std::mem::take(&mut state.shrunk) {
+        state.sessions.get_mut(&session).map_or(Ok(()), &mut write)?;
+    }
+    Ok(())
+}
+
+fn id(session: SessionId) -> i64 {
+    i64::try_from(session.0).unwrap_or(i64::MAX)
+}

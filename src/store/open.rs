@@ -1,0 +1,244 @@
+//! From a directory to a usable database: the lock, the check, and what happens to a file that cannot be used.
+//!
+//! The gateway starts even with a damaged database: the file is moved aside, untouched, and a fresh one takes its place.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use thiserror::Error;
+use tracing::{error, info, warn};
+
+use super::Settings;
+use super::database::Database;
+use super::schema::{APPLICATION_ID, PAGE_BYTES, VERSION, migrate};
+use crate::clock::Clock;
+
+/// The name of the database in its directory.
+pub const DATABASE_FILE: &str = "fieldgate.db";
+const LOCK_FILE: &str = "fieldgate.lock";
+
+/// How long the integrity check may take; the gateway should be up within two seconds. A larger database than can be
+/// read in this time is checked in part.
+const CHECK_TIME: Duration = Duration::from_secs(1);
+/// Steps of the integrity check between two looks at the clock.
+const CHECK_STEPS: i32 = 1000;
+/// The log is cut to this size when it starts over, after a transaction that made it larger.
+const MAX_WAL_FILE_BYTES: u64 = 8 << 20;
+/// How many databases that were moved aside are kept; the oldest goes, or a bad disk would fill itself with them.
+const MAX_QUARANTINED: usize = 5;
+
+/// Why the store could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("the directory {directory} cannot be created; create it, or set `store.directory` to one that can")]
+    Directory { directory: PathBuf, source: io::Error },
+    #[error("{path} cannot be written; the user that runs the gateway must be allowed to write in this directory")]
+    Unwritable { path: PathBuf, source: io::Error },
+    #[error("the store in {directory} is in use by {holder}; stop it first, or give this gateway another directory")]
+    Locked { directory: PathBuf, holder: String },
+    #[error("the damaged database {path} cannot be moved aside; move or delete it")]
+    Quarantine { path: PathBuf, source: io::Error },
+    #[error("the database {path} cannot be opened; check that its directory is writable and the disk is not full")]
+    Database { path: PathBuf, source: rusqlite::Error },
+    #[error("the store's thread cannot be started")]
+    Thread(#[source] io::Error),
+}
+
+/// Held as long as the store is open: no other process can open it.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Opens the database in the directory of `settings`; the path is that of a file that had to be moved aside.
+pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<(Database, Lock, Option<PathBuf>), OpenError> {
+    let directory = &settings.directory;
+    fs::create_dir_all(directory).map_err(|source| OpenError::Directory { directory: directory.clone(), source })?;
+    let lock = lock(directory)?;
+    let path = directory.join(DATABASE_FILE);
+    let failed = |source| OpenError::Database { path: path.clone(), source };
+    let (database, quarantined) = match open_database(&path) {
+        Ok(database) => (database, None),
+        Err(Trouble::System(source)) => return Err(failed(source)),
+        Err(Trouble::Unusable(reason)) => {
+            let aside = quarantine(&path, clock)?;
+            error!(
+                %reason,
+                moved_to = %aside.display(),
+                "the database cannot be used and was moved aside; the gateway starts with an empty store"
+            );
+            let database = open_database(&path).map_err(|trouble| match trouble {
+                Trouble::System(source) => failed(source),
+                Trouble::Unusable(_) => failed(rusqlite::Error::InvalidQuery),
+            })?;
+            (database, Some(aside))
+        }
+    };
+    database.set_max_bytes(settings.max_bytes).map_err(failed)?;
+    Ok((database, lock, quarantined))
+}
+
+/// A connection that only reads, for a look from outside while a gateway may be running.
+pub(super) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    Ok(connection)
+}
+
+/// What `quick_check` has to say; `None` where it did not finish in `time`.
+pub(super) fn quick_check(connection: &mut Connection, time: Duration) -> rusqlite::Result<Option<Vec<String>>> {
+    let deadline = Instant::now() + time;
+    connection.progress_handler(CHECK_STEPS, Some(move || Instant::now() >= deadline))?;
+    let result = connection
+        .prepare("PRAGMA quick_check(20)")
+        .and_then(|mut check| check.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>());
+    connection.progress_handler(0, None::<fn() -> bool>)?;
+    match result {
+        // The check reports being interrupted as one of its findings.
+        _ if Instant::now() >= deadline => Ok(None),
+        Ok(findings) => Ok(Some(findings.into_iter().filter(|finding| finding != "ok").collect())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whose fault it is that a database does not open.
+enum Trouble {
+    /// The file holds something else than a database of ours that is whole.
+    Unusable(String),
+    /// The file could not be read or written.
+    System(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::Error::{FromSqlConversionFailure, InvalidColumnType, QueryReturnedNoRows, SqliteFailure};
+        const SHORT_READ: i32 = rusqlite::ffi::SQLITE_IOERR_SHORT_READ;
+        match &error {
+            SqliteFailure(failure, _) => match failure.code {
+                ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Unusable(error.to_string()),
+                _ if failure.extended_code == SHORT_READ => Self::Unusable("the file is cut short".into()),
+                // Our statements do not fit its tables.
+                ErrorCode::Unknown => Self::Unusable(error.to_string()),
+                _ => Self::System(error),
+            },
+            FromSqlConversionFailure(..) | InvalidColumnType(..) | QueryReturnedNoRows => {
+                Self::Unusable(error.to_string())
+            }
+            rusqlite::Error::SqlInputError { .. } => Self::Unusable(error.to_string()),
+            _ => Self::System(error),
+        }
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, Trouble> {
+    let started = Instant::now();
+    let mut connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(2))?;
+    connection.execute_batch(&format!(
+        "PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA trusted_schema = OFF;
+         PRAGMA cell_size_check = ON; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = OFF;"
+    ))?;
+    let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let is_new = tables == 0 && application_id == 0 && version == 0;
+    if !is_new && application_id != APPLICATION_ID {
+        return Err(Trouble::Unusable(format!("it belongs to another program (application id {application_id})")));
+    }
+    if version > VERSION {
+        let reason = format!("a newer fieldgate made it (version {version}, this one reads up to {VERSION})");
+        return Err(Trouble::Unusable(reason));
+    }
+    connection.execute_batch(&format!(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
+         PRAGMA journal_size_limit = {MAX_WAL_FILE_BYTES};"
+    ))?;
+    if !is_new {
+        match quick_check(&mut connection, CHECK_TIME)? {
+            Some(findings) if !findings.is_empty() => return Err(Trouble::Unusable(findings.join("; "))),
+            Some(_) => {}
+            None => info!("the database is too large to check all of it at the start"),
+        }
+    }
+    migrate(&mut connection, version)?;
+    let database = Database::new(connection)?;
+    info!(
+        path = %path.display(),
+        sessions = database.state.sessions.len(),
+        messages = database.state.messages,
+        millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "store opened"
+    );
+    Ok(database)
+}
+
+fn lock(directory: &Path) -> Result<Lock, OpenError> {
+    let path = directory.join(LOCK_FILE);
+    let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
+    let mut options = OpenOptions::new();
+    let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(unwritable)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = file.take(32).read_to_string(&mut text);
+            let holder = match text.trim().parse::<u32>() {
+                Ok(pid) => format!("the process {pid}"),
+                Err(_) => "another process".into(),
+            };
+            return Err(OpenError::Locked { directory: directory.into(), holder });
+        }
+        Err(TryLockError::Error(source)) => return Err(unwritable(source)),
+    }
+    // The number is only a help for the message above: on a full disk the lock holds without it.
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(Lock { _file: file })
+}
+
+/// Moves the database with its log to a name that says when; returns that name.
+fn quarantine(path: &Path, clock: &Clock) -> Result<PathBuf, OpenError> {
+    let time: String = clock.now().to_string().chars().take(19).filter(|c| *c != '-' && *c != ':').collect();
+    let name = |number: u32| match number {
+        0 => with_suffix(path, &format!(".corrupt-{time}Z")),
+        _ => with_suffix(path, &format!(".corrupt-{time}Z-{number}")),
+    };
+    let aside = (0..).map(name).find(|aside| !aside.exists()).unwrap_or_else(|| name(0));
+    for suffix in ["-wal", "-shm", ""] {
+        match fs::rename(with_suffix(path, suffix), with_suffix(&aside, suffix)) {
+            Err(source) if suffix.is_empty() || source.kind() != io::ErrorKind::NotFound => {
+                return Err(OpenError::Quarantine { path: path.into(), source });
+            }
+            _ => {}
+        }
+    }
+    remove_oldest_quarantined(path);
+    Ok(aside)
+}
+
+fn remove_oldest_quarantined(path: &Path) {
+    let prefix = format!("{DATABASE_FILE}.corrupt-");
+    let Some(entries) = path.parent().and_then(|directory| fs::read_dir(directory).ok()) else { return };
+    let mut aside: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm")
+        })
+        .collect();
+    aside.sort();
+    for old in &aside[..aside.len().saturating_sub(MAX_QUARANTINED)] {
+        warn!(path = %old.display(), limit = MAX_QUARANTINED, "too many databases were moved aside, the oldest is deleted");
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(with_suffix(old, suffix));
+        }
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}

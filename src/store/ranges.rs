@@ -1,0 +1,90 @@
+//! A set of numbers kept as ranges: small where they are mostly neighbours, as the sequences of acknowledged
+//! messages are.
+
+use std::collections::BTreeMap;
+
+/// Inclusive ranges that neither touch nor overlap, by their first number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    pub fn insert(&mut self, number: u64) {
+        let before = self.0.range(..=number).next_back().map(|(&first, &last)| (first, last));
+        if before.is_some_and(|(_, last)| last >= number) {
+            return;
+        }
+        let first = match before {
+            Some((first, last)) if last + 1 == number => first,
+            _ => number,
+        };
+        let last = number.checked_add(1).and_then(|next| self.0.remove(&next)).unwrap_or(number);
+        self.0.insert(first, last);
+    }
+
+    pub fn contains(&self, number: u64) -> bool {
+        self.0.range(..=number).next_back().is_some_and(|(_, &last)| last >= number)
+    }
+
+    /// The ranges, first and last number, in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().map(|(&first, &last)| (first, last))
+    }
+
+    /// Takes out everything above `last`.
+    pub fn truncate(&mut self, last: u64) {
+        if let Some(above) = last.checked_add(1) {
+            self.0.split_off(&above);
+        }
+        if let Some(mut entry) = self.0.last_entry() {
+            let end = (*entry.get()).min(last);
+            entry.insert(end);
+        }
+    }
+
+    /// How many numbers there are.
+    pub fn count(&self) -> usize {
+        self.iter().map(|(first, last)| usize::try_from(last - first).unwrap_or(usize::MAX).saturating_add(1)).sum()
+    }
+
+    /// How many ranges there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_merge_in_any_order() {
+        let check = |numbers: &[u64], expected: &[(u64, u64)]| {
+            let mut ranges = Ranges::default();
+            numbers.iter().for_each(|&number| ranges.insert(number));
+            assert_eq!(ranges.iter().collect::<Vec<_>>(), expected, "{numbers:?}");
+            for number in 0..20 {
+                assert_eq!(ranges.contains(number), numbers.contains(&number), "{number} in {numbers:?}");
+            }
+        };
+        check(&[1, 2, 3], &[(1, 3)]);
+        check(&[3, 1, 2], &[(1, 3)]);
+        check(&[5, 5, 7, 0], &[(0, 0), (5, 5), (7, 7)]);
+        check(&[9, 11, 10, 8, 12], &[(8, 12)]);
+        check(&[u64::MAX], &[(u64::MAX, u64::MAX)]);
+    }
+
+    #[test]
+    fn truncation_cuts_through_a_range() {
+        let check = |last: u64, expected: &[(u64, u64)], count: usize| {
+            let mut ranges = Ranges::default();
+            [1, 2, 3, 7, 8].into_iter().for_each(|number| ranges.insert(number));
+            ranges.truncate(last);
+            assert_eq!(ranges.iter().collect::<Vec<_>>(), expected, "{last}");
+            assert_eq!(ranges.count(), count);
+        };
+        check(9, &[(1, 3), (7, 8)], 5);
+        check(7, &[(1, 3), (7, 7)], 4);
+        check(5, &[(1, 3)], 3);
+        check(0, &[], 0);
+    }
+}

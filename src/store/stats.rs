@@ -1,0 +1,228 @@
+//! What the store tells about itself: counters, sizes, and the alarm while it cannot write.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rusqlite::ErrorCode;
+
+use super::database::{Committed, Usage};
+use super::state::State;
+use crate::clock::UnixMillis;
+use crate::observe::{Health, Kind, Metrics, Status};
+
+/// Written by the writer (and `cancelled` by submitters), read by whoever looks.
+#[derive(Debug, Default)]
+pub(super) struct Stats {
+    pub commits: AtomicU64,
+    pub commit_nanos: AtomicU64,
+    pub checkpoints: AtomicU64,
+    pub checkpoint_nanos: AtomicU64,
+    pub changes: AtomicU64,
+    pub written: AtomicU64,
+    pub removed: AtomicU64,
+    /// Messages that vanished before their commit was due.
+    pub cancelled: AtomicU64,
+    pub refused: AtomicU64,
+    pub failures: [AtomicU64; Failure::ALL.len()],
+    /// Bytes that the writer's thread passed to the operating system.
+    pub bytes_written: AtomicU64,
+    queue_messages: AtomicU64,
+    queue_bytes: AtomicU64,
+    sessions: AtomicU64,
+    database_bytes: AtomicU64,
+    free_bytes: AtomicU64,
+    wal_bytes: AtomicU64,
+    /// The database holds as much as it may.
+    full: AtomicBool,
+    failing: AtomicBool,
+    alarm: Mutex<Option<Alarm>>,
+}
+
+/// The store cannot write, since when and why.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Alarm {
+    pub failure: Failure,
+    pub error: String,
+    pub since: UnixMillis,
+    /// Changes refused in this episode.
+    pub refused: u64,
+}
+
+/// Why something could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    Full,
+    ReadOnly,
+    Io,
+    Corrupt,
+    Other,
+}
+
+impl Failure {
+    pub const ALL: [Self; 5] = [Self::Full, Self::ReadOnly, Self::Io, Self::Corrupt, Self::Other];
+
+    pub fn of(error: &rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly,
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => Self::Io,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt,
+            _ => Self::Other,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::ReadOnly => "read_only",
+            Self::Io => "io",
+            Self::Corrupt => "corrupt",
+            Self::Other => "other",
+        }
+    }
+
+    /// What a person should do.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Full => "make room on the disk or raise `store.max_size`",
+            Self::ReadOnly => "make the directory of the store writable again",
+            Self::Io => "check the disk",
+            Self::Corrupt => "restart the gateway: it moves the damaged database aside and starts with a new one",
+            Self::Other => "see the log",
+        }
+    }
+}
+
+impl Stats {
+    pub fn committed(&self, committed: Committed, changes: usize, took: Duration) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.commit_nanos.fetch_add(nanos(took), Ordering::Relaxed);
+        self.changes.fetch_add(changes as u64, Ordering::Relaxed);
+        self.written.fetch_add(committed.messages_written, Ordering::Relaxed);
+        self.removed.fetch_add(committed.messages_removed, Ordering::Relaxed);
+    }
+
+    pub fn checkpointed(&self, took: Duration) {
+        self.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.checkpoint_nanos.fetch_add(nanos(took), Ordering::Relaxed);
+    }
+
+    pub fn holds(&self, state: &State, usage: Usage, full: bool) {
+        self.queue_messages.store(state.messages, Ordering::Relaxed);
+        self.queue_bytes.store(state.bytes, Ordering::Relaxed);
+        self.sessions.store(state.sessions.len() as u64, Ordering::Relaxed);
+        self.database_bytes.store(usage.total, Ordering::Relaxed);
+        self.free_bytes.store(usage.free, Ordering::Relaxed);
+        self.wal_bytes.store(usage.wal, Ordering::Relaxed);
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+            || self.is_failing() && self.alarm.lock().as_ref().is_some_and(|alarm| alarm.failure == Failure::Full)
+    }
+
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
+    /// Counts a failure; true where it begins an episode.
+    pub fn failed(&self, failure: Failure, error: &rusqlite::Error, now: UnixMillis) -> bool {
+        self.failures[failure as usize].fetch_add(1, Ordering::Relaxed);
+        let mut alarm = self.alarm.lock();
+        let since = alarm.as_ref().map_or(now, |alarm| alarm.since);
+        let refused = alarm.as_ref().map_or(0, |alarm| alarm.refused);
+        let begins = alarm.is_none();
+        *alarm = Some(Alarm { failure, error: error.to_string(), since, refused });
+        self.failing.store(true, Ordering::Relaxed);
+        begins
+    }
+
+    pub fn count_refused(&self, changes: usize) {
+        self.refused.fetch_add(changes as u64, Ordering::Relaxed);
+        if let Some(alarm) = &mut *self.alarm.lock() {
+            alarm.refused += changes as u64;
+        }
+    }
+
+    /// Ends the episode and returns what it was.
+    pub fn recovered(&self) -> Option<Alarm> {
+        self.failing.store(false, Ordering::Relaxed);
+        self.alarm.lock().take()
+    }
+
+    pub fn status(&self, opened_at: UnixMillis, quarantined: Option<&str>) -> Status {
+        let alarm = self.alarm.lock().clone();
+        let (health, reason, since) = match (&alarm, quarantined) {
+            (Some(Alarm { failure, error, since, .. }), _) => {
+                let hint = failure.hint();
+                let reason =
+                    format!("the store cannot write: {error}; {hint}. What must be kept is refused until then");
+                (Health::Down, Some(reason), *since)
+            }
+            (None, _) if self.is_full() => {
+                let reason = "the store is full; restore the uplink, or raise `store.max_size`".to_owned();
+                (Health::Degraded, Some(reason), opened_at)
+            }
+            (None, Some(path)) => {
+                let reason = format!(
+                    "the database could not be used at the start and was moved to {path}; what it held is not delivered. \
+                     Export what can be saved with `fieldgate store export`, then delete it"
+                );
+                (Health::Degraded, Some(reason), opened_at)
+            }
+            (None, None) => (Health::Good, None, opened_at),
+        };
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let facts = vec![
+            ("queued messages", get(&self.queue_messages).to_string()),
+            ("queued bytes", get(&self.queue_bytes).to_string()),
+            ("sessions", get(&self.sessions).to_string()),
+            ("database bytes", get(&self.database_bytes).to_string()),
+            ("free bytes", get(&self.free_bytes).to_string()),
+            ("commits", get(&self.commits).to_string()),
+            ("never written", get(&self.cancelled).to_string()),
+        ];
+        Status { kind: Kind::Store, name: "store".into(), parent: None, health, reason, since, facts }
+    }
+
+    pub fn collect(&self, metrics: &mut Metrics) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let seconds = |counter: &AtomicU64| Duration::from_nanos(get(counter));
+        let mut counter = |name, help, value: &AtomicU64| metrics.counter(name, help, &[], get(value));
+        counter("fieldgate_store_commits_total", "Transactions that reached the disk.", &self.commits);
+        counter("fieldgate_store_changes_total", "Changes in those transactions.", &self.changes);
+        counter("fieldgate_store_checkpoints_total", "Times the log was moved into the database.", &self.checkpoints);
+        counter("fieldgate_store_messages_written_total", "Queued messages written.", &self.written);
+        counter("fieldgate_store_messages_removed_total", "Queued messages deleted.", &self.removed);
+        counter(
+            "fieldgate_store_messages_never_written_total",
+            "Messages that all receivers had before their commit.",
+            &self.cancelled,
+        );
+        counter("fieldgate_store_refused_total", "Changes that could not be kept.", &self.refused);
+        counter("fieldgate_store_written_bytes_total", "Bytes written to files.", &self.bytes_written);
+        for (failure, count) in Failure::ALL.iter().zip(&self.failures) {
+            let labels = [("kind", failure.name())];
+            metrics.counter("fieldgate_store_failures_total", "Transactions that failed.", &labels, get(count));
+        }
+        let mut timer = |name, help, value: &AtomicU64| metrics.seconds(name, help, &[], seconds(value));
+        timer("fieldgate_store_commit_seconds_total", "Time spent in transactions.", &self.commit_nanos);
+        timer("fieldgate_store_checkpoint_seconds_total", "Time spent in checkpoints.", &self.checkpoint_nanos);
+        let mut gauge = |name, help, value: f64| metrics.gauge(name, help, &[], value);
+        let float = |counter: &AtomicU64| get(counter) as f64;
+        gauge("fieldgate_store_queue_messages", "Messages in queues on disk.", float(&self.queue_messages));
+        gauge("fieldgate_store_queue_bytes", "Their topics, payloads and properties.", float(&self.queue_bytes));
+        gauge("fieldgate_store_sessions", "Sessions kept on disk.", float(&self.sessions));
+        gauge("fieldgate_store_database_bytes", "Size of the database.", float(&self.database_bytes));
+        gauge("fieldgate_store_free_bytes", "Of it, what is free.", float(&self.free_bytes));
+        gauge("fieldgate_store_wal_bytes", "What the log holds.", float(&self.wal_bytes));
+        gauge("fieldgate_store_failing", "1 while the store cannot write.", f64::from(u8::from(self.is_failing())));
+        gauge("fieldgate_store_full", "1 while the store is full.", f64::from(u8::from(self.is_full())));
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

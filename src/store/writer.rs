@@ -1,0 +1,304 @@
+//! The one thread that writes: group commit, what happens when the disk refuses, and upkeep while nothing is due.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::batch::Batch;
+use super::database::{Database, Usage};
+use super::inbox::{Inbox, Load, Work};
+use super::open::Lock;
+use super::read;
+use super::stats::{Alarm, Failure, Stats};
+use crate::clock::Clock;
+
+/// The log is moved into the database when it holds this much. Larger would write a little less to flash, and make
+/// everyone wait longer while it happens.
+const CHECKPOINT_BYTES: u64 = 4 << 20;
+/// While the disk refuses, how long until the next try; doubles up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// What must be writable again before the alarm ends, in bytes.
+const PROBE_BYTES: u32 = 64 << 10;
+/// How long nothing must have been written before free space is given back.
+const IDLE: Duration = Duration::from_secs(2);
+/// Less free space than this is kept for the next outage.
+const KEEP_FREE_BYTES: u64 = 8 << 20;
+/// How much is given back in one go, so that whatever comes in between does not wait.
+const VACUUM_BYTES: u64 = 2 << 20;
+
+pub(super) struct Writer {
+    database: Database,
+    inbox: Arc<Inbox>,
+    stats: Arc<Stats>,
+    clock: Clock,
+    /// From here on the store says that it is full; the rest up to the limit of the database is for what is on its way,
+    /// and for removals, which may need a page before they give one back.
+    full_bytes: u64,
+    _lock: Lock,
+    /// What the disk refused and must not be lost.
+    kept: Batch,
+    retry: Option<Retry>,
+    usage: Usage,
+    upkeep_at: Option<Instant>,
+}
+
+/// When to try again.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    delay: Duration,
+    /// Not even what makes room could be written: until then nothing is tried.
+    blocked: bool,
+}
+
+impl Writer {
+    pub fn new(
+        database: Database,
+        lock: Lock,
+        inbox: Arc<Inbox>,
+        stats: Arc<Stats>,
+        clock: Clock,
+        full_bytes: u64,
+    ) -> Self {
+        let kept = Batch::default();
+        let usage = Usage::default();
+        Self { database, inbox, stats, clock, full_bytes, _lock: lock, kept, retry: None, usage, upkeep_at: None }
+    }
+
+    pub fn run(mut self) {
+        let inbox = self.inbox.clone();
+        // Only a panic leaves the inbox open, as in a callback; whoever waits must be told then.
+        let _abandon = Abandon(&inbox);
+        self.look_at_usage();
+        self.upkeep_at = Some(Instant::now() + IDLE);
+        loop {
+            let chores_at = [self.retry.map(|retry| retry.at), self.upkeep_at].into_iter().flatten().min();
+            match self.inbox.wait(chores_at) {
+                Work::Chores => self.do_chores(),
+                Work::Write { batch, loads, last } => {
+                    if last {
+                        self.retry = None;
+                    }
+                    self.write(batch);
+                    self.inbox.done(self.kept.bytes());
+                    loads.into_iter().for_each(|load| self.answer(load));
+                    self.checkpoint_if_large();
+                    if last {
+                        break;
+                    }
+                }
+            }
+        }
+        self.finish();
+    }
+
+    /// Writes `batch` after what is left from before, or refuses what may be refused and keeps the rest.
+    fn write(&mut self, batch: Batch) {
+        let mut work = std::mem::take(&mut self.kept);
+        work.append(batch);
+        if work.is_empty() {
+            // Receipts of what needs no write, if any.
+            return work.satisfy();
+        }
+        if self.retry.is_some_and(|retry| retry.blocked && retry.at > Instant::now()) {
+            self.refuse(&mut work);
+            return self.keep(work);
+        }
+        let whole = self.commit(&work);
+        let is_whole = whole.is_ok();
+        let written = whole.or_else(|error| {
+            self.note(&error);
+            // What is left may make room, as removals do.
+            if self.refuse(&mut work) > 0 && !work.is_empty() { self.commit(&work) } else { Err(error) }
+        });
+        match written {
+            Ok(()) => {
+                let adds = is_whole && work.slots().any(|slot| slot.change.adds_data());
+                work.satisfy();
+                self.retry = None;
+                if adds {
+                    self.recover();
+                } else if self.stats.is_failing() {
+                    self.retry_later(false);
+                }
+                self.upkeep_at = Some(Instant::now() + IDLE);
+            }
+            Err(error) => {
+                self.note(&error);
+                self.keep(work);
+                self.retry_later(true);
+            }
+        }
+        self.look_at_usage();
+    }
+
+    fn commit(&mut self, batch: &Batch) -> rusqlite::Result<()> {
+        let started = Instant::now();
+        let committed = self.database.commit(batch)?;
+        self.stats.committed(committed, batch.len(), started.elapsed());
+        Ok(())
+    }
+
+    /// Fails the receipts of what adds data and gives it up; returns how much that was.
+    fn refuse(&mut self, work: &mut Batch) -> usize {
+        let refused = work.take_refusable();
+        refused.iter().for_each(|slot| slot.receipts.fail());
+        self.stats.count_refused(refused.len());
+        refused.len()
+    }
+
+    fn keep(&mut self, mut work: Batch) {
+        let sessions = &self.database.state.sessions;
+        work.prune(|session| sessions.get(&session).map(|queue| queue.last));
+        work.fail_subscriptions();
+        self.kept = work;
+    }
+
+    fn note(&mut self, error: &rusqlite::Error) {
+        let failure = Failure::of(error);
+        if self.stats.failed(failure, error, self.clock.now()) {
+            error!(%error, hint = failure.hint(), "the store cannot write; what must be kept is refused until it can");
+        }
+    }
+
+    fn retry_later(&mut self, blocked: bool) {
+        let delay = self.retry.map_or(RETRY.0, |retry| (retry.delay * 2).min(RETRY.1));
+        self.retry = Some(Retry { at: Instant::now() + delay, delay, blocked });
+    }
+
+    /// Ends the episode in which the disk refused, if there is one.
+    fn recover(&mut self) {
+        self.retry = None;
+        if !self.stats.is_failing() {
+            return;
+        }
+        if let Some(Alarm { failure, since, refused, .. }) = self.stats.recovered() {
+            let seconds = self.clock.now().since(since).as_secs();
+            warn!(kind = failure.name(), seconds, refused, "the store can write again");
+        }
+    }
+
+    fn answer(&self, load: Load) {
+        let Load { session, from, limit, then } = load;
+        let Database { connection, state, .. } = &self.database;
+        then(read::page(connection, state, session, from, limit, &self.kept));
+    }
+
+    fn do_chores(&mut self) {
+        let now = Instant::now();
+        if self.retry.is_some_and(|retry| retry.at <= now) {
+            return self.try_again();
+        }
+        self.upkeep_at = None;
+        if self.stats.is_failing() {
+            return;
+        }
+        match self.keep_up() {
+            Ok(true) => self.upkeep_at = Some(now),
+            Ok(false) => {}
+            Err(error) => {
+                self.note(&error);
+                self.retry_later(false);
+            }
+        }
+        self.look_at_usage();
+    }
+
+    fn try_again(&mut self) {
+        let retry = self.retry.take();
+        if !self.kept.is_empty() {
+            self.write(Batch::default());
+            self.inbox.done(self.kept.bytes());
+        }
+        if self.kept.is_empty() && self.stats.is_failing() {
+            let probed = self.database.probe(PROBE_BYTES).and_then(|()| self.database.checkpoint());
+            match probed {
+                Ok(()) => self.recover(),
+                Err(error) => {
+                    self.note(&error);
+                    self.retry = retry;
+                    self.retry_later(false);
+                }
+            }
+            self.look_at_usage();
+        } else if let (Some(before), Some(after)) = (retry, &mut self.retry) {
+            after.delay = (before.delay * 2).min(RETRY.1);
+            after.at = Instant::now() + after.delay;
+        }
+    }
+
+    /// One piece of upkeep; true where there is more.
+    fn keep_up(&mut self) -> rusqlite::Result<bool> {
+        if self.database.purge()? || self.database.forget_topics()? {
+            return Ok(true);
+        }
+        let Usage { total, free, .. } = self.usage;
+        // Free pages are used again by the next outage; only what is out of proportion is given back.
+        if free > KEEP_FREE_BYTES && free > total / 2 {
+            self.database.vacuum(VACUUM_BYTES)?;
+            let usage = self.database.usage()?;
+            if usage.free < free {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn checkpoint_if_large(&mut self) {
+        if self.usage.wal < CHECKPOINT_BYTES || self.retry.is_some() {
+            return;
+        }
+        let started = Instant::now();
+        match self.database.checkpoint() {
+            Ok(()) => self.stats.checkpointed(started.elapsed()),
+            Err(error) => {
+                self.note(&error);
+                self.retry_later(false);
+            }
+        }
+        self.look_at_usage();
+    }
+
+    fn look_at_usage(&mut self) {
+        if let Ok(usage) = self.database.usage() {
+            self.usage = usage;
+        }
+        let used = self.usage.total - self.usage.free.min(self.usage.total);
+        self.stats.holds(&self.database.state, self.usage, used >= self.full_bytes);
+        if let Some(bytes) = bytes_written_by_this_thread() {
+            self.stats.bytes_written.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn finish(mut self) {
+        if !self.kept.is_empty() {
+            let lost = self.kept.len();
+            error!(changes = lost, "the store ends while it cannot write; these changes are lost");
+            self.kept.fail();
+        }
+        if let Err(error) = self.database.write_all_summaries() {
+            warn!(%error, "the next start counts the queues anew");
+        }
+        let commits = self.stats.commits.load(Ordering::Relaxed);
+        match self.database.connection.close() {
+            Ok(()) => info!(commits, "store closed"),
+            Err((_, error)) => warn!(%error, "the store did not close cleanly; its log is read at the next start"),
+        }
+    }
+}
+
+struct Abandon<'a>(&'a Inbox);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+/// What the calling thread has passed to the operating system to write; `None` where that is not told.
+fn bytes_written_by_this_thread() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok())
+}
