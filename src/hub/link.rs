@@ -15,6 +15,7 @@ use super::delivery::{Subscriber, Targets};
 use super::queue::Incoming;
 use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
 use super::{Hub, Outbound, PacketId, RetainHandling, SubscribeOptions, Will, WillDue};
+use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::store::{Due, Op, Receipt, ReceiptState};
 use crate::topic::{SharedFilter, TopicName};
@@ -36,6 +37,8 @@ pub struct Link {
     acknowledged: Vec<PacketId>,
     ops: Vec<Op>,
     accepted: u64,
+    /// When the first message of the batch was accepted: the clock is asked once a batch, not once a message.
+    batch_began: Option<UnixMillis>,
 }
 
 /// What a connection publishes.
@@ -172,6 +175,7 @@ impl Link {
             acknowledged: Vec::new(),
             ops: Vec::new(),
             accepted: 0,
+            batch_began: None,
         }
     }
 
@@ -219,6 +223,10 @@ impl Link {
             return Outcome::Refused(Refusal::NotAuthorized);
         }
         let (topic, targets) = (route.topic.clone(), route.targets.clone());
+        let accepted_at = match self.batch_began {
+            Some(began) => began,
+            None => *self.batch_began.insert(self.hub.now()),
+        };
         let message = Arc::new(Message {
             topic,
             payload: publish.payload,
@@ -226,7 +234,7 @@ impl Link {
             retain: publish.retain,
             properties: publish.properties,
             expiry_interval: publish.expiry_interval,
-            accepted_at: self.hub.now(),
+            accepted_at,
         });
         if targets.rejecting && publish.qos != QoS::AtMostOnce && targets.would_reject(&message) {
             return Outcome::Refused(Refusal::QuotaExceeded);
@@ -395,6 +403,7 @@ impl Link {
             // A PUBLISH that repeats an identifier leaves nothing to route and nothing to journal.
             return Vec::new();
         }
+        self.batch_began = None;
         let accepted = std::mem::take(&mut self.accepted);
         self.session.counters.received.fetch_add(accepted, Ordering::Relaxed);
         self.hub.0.counters.received.fetch_add(accepted, Ordering::Relaxed);

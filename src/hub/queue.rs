@@ -340,7 +340,7 @@ impl Queue {
             if incoming.message.is_expired(now) {
                 expired += 1;
             } else {
-                into.push(Outbound::Publish(delivery(&incoming, None, false)));
+                into.push(Outbound::Publish(delivery(incoming, None, false)));
             }
         }
         if self.lossy.is_empty() {
@@ -367,7 +367,8 @@ impl Queue {
                 continue;
             }
             self.waiting_bytes -= entry.incoming.message.size() as u64;
-            into.push(Outbound::Publish(delivery(&entry.incoming, Some(packet_id(entry.sequence)), false)));
+            let id = packet_id(entry.sequence);
+            into.push(Outbound::Publish(delivery(entry.incoming.clone(), Some(id), false)));
             self.inflight
                 .push_back(Inflight { sequence: entry.sequence, state: InflightState::Published(entry.incoming) });
             self.resent += 1;
@@ -384,7 +385,9 @@ impl Queue {
         let entry = &mut self.inflight[self.resent];
         let id = packet_id(entry.sequence);
         match &entry.state {
-            InflightState::Published(incoming) => into.push(Outbound::Publish(delivery(incoming, Some(id), true))),
+            InflightState::Published(incoming) => {
+                into.push(Outbound::Publish(delivery(incoming.clone(), Some(id), true)));
+            }
             InflightState::Releasing(receipt) if receipt.state() == ReceiptState::Pending => return false,
             InflightState::Releasing(_) | InflightState::Released => {
                 entry.state = InflightState::Released;
@@ -548,15 +551,9 @@ fn packet_id(sequence: u64) -> PacketId {
     PacketId::MIN.saturating_add(id)
 }
 
-fn delivery(incoming: &Incoming, packet_id: Option<PacketId>, dup: bool) -> Delivery {
-    Delivery {
-        message: incoming.message.clone(),
-        qos: incoming.qos,
-        retain: incoming.retain,
-        dup,
-        packet_id,
-        identifiers: incoming.identifiers.clone(),
-    }
+fn delivery(incoming: Incoming, packet_id: Option<PacketId>, dup: bool) -> Delivery {
+    let Incoming { message, qos, retain, identifiers } = incoming;
+    Delivery { message, qos, retain, dup, packet_id, identifiers }
 }
 
 /// Frees the memory that a burst made an empty queue hold.
