@@ -14,7 +14,7 @@ use crate::field::Exchange;
 use crate::field::mapping::{DeviceState, check_point_name};
 use crate::observe::{Health, Kind, Status};
 use crate::proto::serial::PointValue;
-use crate::reading::{Quality, Reading, Value};
+use crate::reading::{Quality, Reading, ReadingTime, Value};
 
 /// How many points of one device are remembered; more are still published, but not repeated as stale.
 const MAX_POINTS: usize = 1024;
@@ -36,10 +36,6 @@ impl Device {
 
     pub(super) fn name(&self) -> &Arc<str> {
         &self.name
-    }
-
-    pub(super) fn health(&self) -> Health {
-        self.state.lock().health
     }
 
     /// Takes note of the device's health, and publishes and logs it where it changed. A reason that changes alone is
@@ -66,21 +62,41 @@ impl Device {
     }
 
     /// Publishes what the device has just sent as good readings.
-    pub(super) fn publish(&self, exchange: &Exchange, values: Vec<PointValue>) {
+    pub(super) fn publish(&self, exchange: &Exchange, values: Vec<PointValue>, time: &ReadingTime) {
+        for PointValue { point, value, unit } in values {
+            self.publish_reading(exchange, point, Some(value), unit, Quality::Good, time);
+        }
+    }
+
+    /// Publishes one reading of the device.
+    pub(super) fn publish_reading(
+        &self,
+        exchange: &Exchange,
+        point: Arc<str>,
+        value: Option<Value>,
+        unit: Option<Arc<str>>,
+        quality: Quality,
+        time: &ReadingTime,
+    ) {
+        let point = legal_point(point);
+        let reading =
+            Reading { device: self.name.clone(), point: point.clone(), value, unit, quality, time: time.clone() };
+        exchange.publish_reading(&reading);
         let mut newest = self.newest.lock();
-        for mut value in values {
-            value.point = legal_point(value.point);
-            exchange.publish_reading(&self.reading(exchange, &value, Quality::Good));
-            if newest.len() < MAX_POINTS || newest.contains_key(&value.point) {
-                newest.insert(value.point.clone(), value);
+        match (reading.value, reading.quality) {
+            (Some(value), Quality::Good) if newest.len() < MAX_POINTS || newest.contains_key(&point) => {
+                newest.insert(point.clone(), PointValue { point, value, unit: reading.unit });
             }
+            (_, Quality::Good) => {}
+            (_, Quality::Stale | Quality::Bad(_)) => drop(newest.remove(&point)),
         }
     }
 
     /// Publishes the newest values again, as stale: the device can no longer be heard. Says so once per silence.
     pub(super) fn publish_stale(&self, exchange: &Exchange) {
-        for value in std::mem::take(&mut *self.newest.lock()).into_values() {
-            exchange.publish_reading(&self.reading(exchange, &value, Quality::Stale));
+        let newest = std::mem::take(&mut *self.newest.lock());
+        for PointValue { point, value, unit } in newest.into_values() {
+            self.publish_reading(exchange, point, Some(value), unit, Quality::Stale, &exchange.time());
         }
     }
 
@@ -94,17 +110,6 @@ impl Device {
             reason: state.reason,
             since: state.since,
             facts,
-        }
-    }
-
-    fn reading(&self, exchange: &Exchange, value: &PointValue, quality: Quality) -> Reading {
-        Reading {
-            device: self.name.clone(),
-            point: value.point.clone(),
-            value: Some(value.value.clone()),
-            unit: value.unit.clone(),
-            quality,
-            time: exchange.time(),
         }
     }
 }

@@ -16,6 +16,7 @@ mod device;
 pub mod exchange;
 pub mod mapping;
 pub mod modbus;
+pub mod process;
 pub mod serial;
 
 pub use exchange::Exchange;

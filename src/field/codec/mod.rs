@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::clock::UnixMillis;
+use crate::field::device::to_json as to_json_value;
 use crate::observe::Metrics;
 use crate::proto::serial::{MAX_COMMAND_BYTES, PointValue, flatten};
 use crate::reading::Value;
@@ -29,6 +30,9 @@ use script::{Entry, GRACE, Script};
 
 /// The largest script file in bytes. The largest ones device makers publish have about 100 KiB.
 const MAX_SCRIPT_BYTES: u64 = 1024 * 1024;
+
+/// The most bytes a script is given; each takes several times that in the script's memory.
+const MAX_UPLINK_BYTES: usize = 64 * 1024;
 
 /// Calls that may wait for a codec's thread; more callers wait in line before they get in.
 const INBOX_CALLS: usize = 16;
@@ -148,6 +152,8 @@ pub enum CodecError {
     Reported(String),
     #[error("{function} must return {expected}, not {found}")]
     WrongType { function: &'static str, expected: &'static str, found: String },
+    #[error("{0} bytes are more than a codec is given; the most is {MAX_UPLINK_BYTES}")]
+    InputTooLarge(usize),
     #[error("the script returned more than it may")]
     OutputTooLarge,
     #[error("the script hangs in a built-in function, which cannot be stopped; its readings are lost until it returns")]
@@ -236,6 +242,9 @@ impl Codec {
             topic: Option<&'a str>,
             variables: Json,
         }
+        if uplink.bytes.len() > MAX_UPLINK_BYTES {
+            return Err(CodecError::InputTooLarge(uplink.bytes.len()));
+        }
         let input = to_json(&Input {
             bytes: &uplink.bytes,
             f_port: uplink.port,
@@ -252,13 +261,7 @@ impl Codec {
     /// # Errors
     /// [`CodecError`], as [`Codec::decode`]; the script returns `{ bytes: [0…255, …] }`.
     pub async fn encode(&self, device: &str, point: &str, value: &Value) -> Result<Vec<u8>, CodecError> {
-        let value = match value {
-            Value::Bool(value) => Json::from(*value),
-            Value::Integer(value) => Json::from(*value),
-            Value::Float(value) => Json::from(*value),
-            Value::Text(value) => Json::from(&**value),
-        };
-        let input = serde_json::json!({ "data": { point: value }, "fPort": 1, "device": device, "variables": {} });
+        let input = serde_json::json!({ "data": { point: to_json_value(value) }, "fPort": 1, "device": device, "variables": {} });
         self.counted(async { read_encoded(&self.call(Entry::EncodeDownlink, input.to_string()).await?) }).await
     }
 

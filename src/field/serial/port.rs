@@ -120,7 +120,7 @@ impl Adapter {
             Ok(values) => {
                 timers.unreadable = 0;
                 self.observer.received();
-                self.observer.device.publish(&self.exchange, values);
+                self.observer.device.publish(&self.exchange, values, &self.exchange.time());
                 self.observer.device.set(&self.exchange, Health::Good, None);
             }
             Err(Unreadable { error, serious }) => {
