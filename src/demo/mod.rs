@@ -1,3 +1,4 @@
 //! The demo: simulated field devices on real transports, and a cloud.
 
+pub mod meter;
 pub mod scale;

@@ -37,11 +37,57 @@ const MAX_SILENT_REQUESTS: u32 = 3;
 
 /// One bus and the devices on it.
 pub struct Bus {
-    pub(super) settings: Settings,
-    pub(super) exchange: Exchange,
-    pub(super) devices: Vec<Attendance>,
-    pub(super) schedule: Schedule,
-    pub(super) status: Arc<BusStatus>,
+    settings: Settings,
+    exchange: Exchange,
+    devices: Vec<Attendance>,
+    status: Arc<BusStatus>,
+}
+
+impl Bus {
+    /// A bus that has not connected yet. `exchange` gets the commands for the devices in `settings`.
+    pub fn new(settings: Settings, exchange: Exchange) -> Self {
+        let timeout = settings.timeout;
+        let has_neighbours = settings.devices.len() > 1;
+        let backoff = match has_neighbours {
+            true => Backoff::new(timeout * FIRST_RETRY_TIMEOUTS, timeout * LAST_RETRY_TIMEOUTS),
+            false => Backoff::new(timeout, timeout * FIRST_RETRY_TIMEOUTS),
+        };
+        let devices: Vec<Attendance> =
+            settings.devices.iter().map(|device| Attendance::new(device.clone(), backoff.clone())).collect();
+        let status = Arc::new(BusStatus::new(&settings, &devices, exchange.clock().now()));
+        Self { settings, exchange, devices, status }
+    }
+
+    /// Health, counters and the plan of reads, to look at while the bus runs.
+    pub fn observe(&self) -> Arc<BusStatus> {
+        self.status.clone()
+    }
+
+    /// Owns the bus until `shutdown`.
+    pub async fn run(self, shutdown: watch::Receiver<bool>) {
+        let Self { settings, exchange, devices, status } = self;
+        let owner = Owner {
+            settings,
+            exchange,
+            devices,
+            schedule: Schedule::default(),
+            status,
+            connection: None,
+            has_answered: false,
+            silent_requests: 0,
+            shutdown,
+        };
+        owner.run().await;
+    }
+}
+
+/// A bus that runs.
+pub(super) struct Owner {
+    pub settings: Settings,
+    pub exchange: Exchange,
+    pub devices: Vec<Attendance>,
+    pub schedule: Schedule,
+    pub status: Arc<BusStatus>,
     connection: Option<Connection>,
     /// Whether anyone answered on this connection.
     has_answered: bool,
@@ -60,37 +106,8 @@ pub(super) enum NoAnswer {
     Stopping,
 }
 
-impl Bus {
-    /// A bus that has not connected yet. `exchange` gets the commands for the devices in `settings`.
-    pub fn new(settings: Settings, exchange: Exchange, shutdown: watch::Receiver<bool>) -> Self {
-        let timeout = settings.timeout;
-        let has_neighbours = settings.devices.len() > 1;
-        let backoff = match has_neighbours {
-            true => Backoff::new(timeout * FIRST_RETRY_TIMEOUTS, timeout * LAST_RETRY_TIMEOUTS),
-            false => Backoff::new(timeout, timeout * FIRST_RETRY_TIMEOUTS),
-        };
-        let devices: Vec<Attendance> =
-            settings.devices.iter().map(|device| Attendance::new(device.clone(), backoff.clone())).collect();
-        let status = Arc::new(BusStatus::new(&settings, &devices, exchange.clock().now()));
-        Self {
-            settings,
-            exchange,
-            devices,
-            schedule: Schedule::default(),
-            status,
-            connection: None,
-            has_answered: false,
-            silent_requests: 0,
-            shutdown,
-        }
-    }
-
-    pub fn status(&self) -> Arc<BusStatus> {
-        self.status.clone()
-    }
-
-    /// Owns the bus until the shutdown signal.
-    pub async fn run(mut self) {
+impl Owner {
+    async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_RECONNECT, LAST_RECONNECT);
         let mut retry_at = Instant::now();
         while !self.is_stopping() {
@@ -266,6 +283,10 @@ impl Bus {
                 let error = source.to_string();
                 info!(bus = %self.settings.name, %error, "bus connection lost");
                 self.status.failed(number, error.clone());
+                if !self.has_answered {
+                    // A peer that takes connections and hangs up when asked is no better than a silent one.
+                    self.missed(number, error.clone());
+                }
                 Err(NoAnswer::Broken { error, sent })
             }
             Err(error @ CallError::Timeout { heard, .. }) => {

@@ -406,3 +406,174 @@ fn differs(last: &Option<Value>, value: &Option<Value>, deadband: f64) -> bool {
 fn seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::field::modbus::DevicePoint;
+    use crate::proto::modbus::{DataType, Point, Table, UnitId};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn time(second: i64) -> ReadingTime {
+        ReadingTime { at: UnixMillis(second * 1000), clock_set: true }
+    }
+
+    /// A device with one u16 point for each of `addresses`, named `p{address}` and polled every second.
+    fn device(addresses: &[u16]) -> Device {
+        let mut device = Device::new("meter", UnitId::on_tcp(1));
+        device.points = addresses
+            .iter()
+            .map(|address| DevicePoint {
+                point: Point::new(&format!("p{address}"), Table::HoldingRegister, *address, DataType::U16),
+                poll_interval: SECOND,
+                deadband: 0.0,
+            })
+            .collect();
+        device
+    }
+
+    fn attendance(device: Device) -> Attendance {
+        Attendance::new(device, Backoff::new(5 * SECOND, 30 * SECOND))
+    }
+
+    fn told(readings: &[Reading]) -> Vec<String> {
+        let told = readings.iter().map(|reading| {
+            let value = reading.value.as_ref().map_or("none".into(), ToString::to_string);
+            format!("{}={value} {:?} @{}", reading.point, reading.quality, reading.time.at.0 / 1000)
+        });
+        told.collect()
+    }
+
+    fn answer(attendance: &mut Attendance, read: usize, registers: &[u16], second: i64, now: Instant) -> Vec<String> {
+        let read = attendance.reads[read].read.clone();
+        let outcome = attendance.answered(&read, &Answer::Registers(registers.to_vec()), &time(second), now);
+        told(&outcome.readings)
+    }
+
+    #[test]
+    fn a_device_that_stops_answering_goes_stale_then_bad_and_comes_back() {
+        let now = Instant::now();
+        let mut meter = attendance(device(&[0, 1]));
+        assert_eq!(meter.health(), (Health::Starting, None));
+        assert!(!meter.heard(now));
+        assert_eq!(answer(&mut meter, 0, &[7, 8], 1, now), ["p0=7 Good @1", "p1=8 Good @1"]);
+        assert_eq!(meter.health(), (Health::Good, None));
+        assert!(!meter.missed(now + SECOND));
+        assert!(!meter.missed(now + 2 * SECOND));
+        assert!(meter.missed(now + 3 * SECOND));
+        assert_eq!(meter.health().0, Health::Down);
+        assert_eq!(told(&meter.stale_readings("x", &time(4), now)), ["p0=7 Stale @1", "p1=8 Stale @1"]);
+        // While it is down it is asked one thing, ever more rarely.
+        let probe = |meter: &Attendance| meter.entries(0, now).iter().map(|entry| entry.due - now).collect::<Vec<_>>();
+        assert_eq!(probe(&meter), [8 * SECOND]);
+        assert!(meter.missed(now + 8 * SECOND));
+        assert_eq!(probe(&meter), [18 * SECOND]);
+        assert_eq!(meter.bad_at(), Some(now + 60 * SECOND));
+        assert_eq!(meter.bad_readings(&time(59), now + 59 * SECOND), []);
+        let bad = told(&meter.bad_readings(&time(60), now + 60 * SECOND));
+        assert_eq!(bad, [r#"p0=none Bad("no answer for 60 s") @60"#, r#"p1=none Bad("no answer for 60 s") @60"#]);
+        assert_eq!(meter.bad_readings(&time(61), now + 61 * SECOND), []);
+        assert!(meter.heard(now + 70 * SECOND));
+        assert_eq!(answer(&mut meter, 0, &[7, 8], 70, now), ["p0=7 Good @70", "p1=8 Good @70"]);
+        assert_eq!(meter.health(), (Health::Good, None));
+    }
+
+    #[test]
+    fn a_device_that_never_answered_has_no_value() {
+        let now = Instant::now();
+        let mut meter = attendance(device(&[0]));
+        for _ in 0..3 {
+            meter.missed(now);
+        }
+        assert_eq!(told(&meter.stale_readings("no answer", &time(3), now)), [r#"p0=none Bad("no answer") @3"#]);
+    }
+
+    #[test]
+    fn a_lost_bus_makes_its_devices_stale_at_once() {
+        let now = Instant::now();
+        let mut meter = attendance(device(&[0]));
+        meter.heard(now);
+        answer(&mut meter, 0, &[7], 1, now);
+        meter.link_lost(now);
+        assert_eq!(meter.health(), (Health::Down, Some("the bus is not connected".into())));
+        assert_eq!(told(&meter.stale_readings("x", &time(2), now)), ["p0=7 Stale @1"]);
+        meter.link_restored();
+        assert_eq!(meter.entries(0, now).len(), 1);
+        assert!(meter.heard(now));
+        assert_eq!(meter.health(), (Health::Good, None));
+    }
+
+    #[test]
+    fn what_a_device_lacks_is_found_and_asked_for_rarely() {
+        let now = Instant::now();
+        let mut meter = attendance(device(&[0, 1, 2]));
+        meter.heard(now);
+        let refuse = |meter: &mut Attendance, number: usize| {
+            let read = meter.reads[number].read.clone();
+            let outcome = meter.answered(&read, &Answer::Exception(2), &time(1), now);
+            (told(&outcome.readings), outcome.replanned)
+        };
+        assert_eq!(refuse(&mut meter, 0), (vec![], true));
+        let spans = |meter: &Attendance| meter.reads.iter().map(|read| read.read.span.to_string()).collect::<Vec<_>>();
+        assert_eq!(spans(&meter), ["holding_register 0-1", "holding_register 2"]);
+        assert_eq!(refuse(&mut meter, 0), (vec![], true));
+        let reason = "the device answers exception 2 (illegal data address) for holding_register 1";
+        assert_eq!(refuse(&mut meter, 1), (vec![format!("p1=none Bad({reason:?}) @1")], false));
+        assert_eq!(refuse(&mut meter, 1), (vec![], false));
+        assert_eq!(meter.health(), (Health::Degraded, Some(format!("1 of 3 points give no value (p1): {reason}"))));
+        let intervals: Vec<u64> = meter.reads.iter().map(|read| read.interval.as_secs()).collect();
+        assert_eq!(intervals, [1, 60, 1]);
+        // Once the device has what it lacked, all it taught is forgotten.
+        assert_eq!(answer(&mut meter, 1, &[5], 2, now), ["p1=5 Good @2"]);
+        assert_eq!(spans(&meter), ["holding_register 0-2"]);
+        assert_eq!(meter.health(), (Health::Good, None));
+    }
+
+    #[test]
+    fn a_busy_device_leaves_its_values_stale() {
+        let now = Instant::now();
+        let mut meter = attendance(device(&[0]));
+        answer(&mut meter, 0, &[7], 1, now);
+        let read = meter.reads[0].read.clone();
+        let outcome = meter.answered(&read, &Answer::Exception(6), &time(2), now);
+        assert_eq!(told(&outcome.readings), ["p0=7 Stale @1"]);
+    }
+
+    #[test]
+    fn readings_are_published_as_the_device_says() {
+        let now = Instant::now();
+        let check = |publish, deadband: f64, polls: &[(u64, u16)], expected: &[u16]| {
+            let mut device = device(&[0]);
+            device.publish = publish;
+            device.points[0].deadband = deadband;
+            let mut meter = attendance(device);
+            let mut published = Vec::new();
+            for (second, register) in polls {
+                let told = answer(&mut meter, 0, &[*register], *second as i64, now + *second as u32 * SECOND);
+                published.extend(told.first().map(|_| *register));
+            }
+            assert_eq!(published, expected, "{publish:?} {deadband}");
+        };
+        let polls = [(0, 10), (1, 10), (2, 11), (3, 12), (4, 12), (63, 12)];
+        check(Publish::EveryPoll, 0.0, &polls, &[10, 10, 11, 12, 12, 12]);
+        let on_change = Publish::OnChange { max_silence: 60 * SECOND };
+        check(on_change, 0.0, &polls, &[10, 11, 12, 12]);
+        // The deadband counts from what was published last, so that a slow drift is not lost.
+        check(on_change, 2.0, &polls, &[10, 12, 12]);
+    }
+
+    #[test]
+    fn points_of_different_intervals_are_read_apart_and_write_only_ones_never() {
+        let mut device = device(&[0, 1, 2]);
+        device.points[1].poll_interval = 10 * SECOND;
+        device.points[2].point.access = crate::proto::modbus::Access::Write;
+        let meter = attendance(device);
+        let reads: Vec<String> =
+            meter.reads.iter().map(|read| format!("{} {:?}", read.read.span, read.interval)).collect();
+        assert_eq!(reads, ["holding_register 0 1s", "holding_register 1 10s"]);
+        assert_eq!(meter.read_of(1), Some(1));
+        assert_eq!(meter.read_of(2), None);
+    }
+}

@@ -10,7 +10,7 @@ use tokio_modbus::Request;
 use tracing::{debug, info};
 
 use super::ReadBack;
-use super::bus::{Bus, Exchanged, NoAnswer, read_request};
+use super::bus::{Exchanged, NoAnswer, Owner, read_request};
 use super::link::{Answer, Sent};
 use super::status::{Count, exception_name};
 use crate::field::mapping::Command;
@@ -48,7 +48,7 @@ impl From<NoValue> for CommandError {
     }
 }
 
-impl Bus {
+impl Owner {
     /// Carries out a command and answers it.
     pub(super) async fn execute(&mut self, command: Command) {
         let Some(number) = self.devices.iter().position(|attendance| attendance.device.name == command.device) else {
