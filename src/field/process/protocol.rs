@@ -103,6 +103,10 @@ struct Line {
 
 impl FromProgram {
     pub(super) fn parse(line: &[u8]) -> Result<Self, LineError> {
+        // A list would otherwise be taken for the members in their order.
+        if !line.trim_ascii_start().starts_with(b"{") {
+            return Err(LineError::Json("it does not begin with `{`".into()));
+        }
         let line: Line = serde_json::from_slice(line).map_err(|error| LineError::Json(error.to_string()))?;
         let device = line.device.map(Arc::from);
         match line.r#type.as_deref().ok_or(LineError::Missing("type"))? {
