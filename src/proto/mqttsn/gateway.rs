@@ -47,7 +47,7 @@ pub struct Settings {
 }
 
 /// Publishing with QoS −1.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connectionless {
     /// Empty: everyone.
     pub allow: Vec<AddressRange>,
@@ -73,6 +73,7 @@ pub struct Gateway {
     gwinfo_limit: RateLimit,
     actions: VecDeque<Action>,
     counters: Counters,
+    states: [usize; ClientState::COUNT],
 }
 
 #[derive(Debug)]
@@ -128,6 +129,7 @@ impl Gateway {
             gwinfo_limit: RateLimit::per_second(MAX_GWINFOS_PER_SECOND),
             actions: VecDeque::new(),
             counters: Counters::default(),
+            states: [0; ClientState::COUNT],
             settings,
         }
     }
@@ -248,13 +250,14 @@ impl Gateway {
         &self.counters
     }
 
-    /// How many clients are in each state.
+    /// How many clients are in each state, in the order of [`ClientState`].
     pub fn states(&self) -> [usize; ClientState::COUNT] {
-        let mut states = [0; ClientState::COUNT];
-        for entry in self.clients.values() {
-            states[entry.client.state() as usize] += 1;
-        }
-        states
+        self.states
+    }
+
+    /// The clients that are connected or remembered.
+    pub fn keys(&self) -> Vec<ClientKey> {
+        self.clients.keys().copied().collect()
     }
 
     fn dispatch(&mut self, route: Route, packet: &Packet<'_>, now: Instant) {
@@ -414,6 +417,7 @@ impl Gateway {
         self.next_key += 1;
         let client = Client::new(self.next_topic_id, &self.settings.rules);
         let client_id: Arc<str> = client_id.into();
+        self.states[client.state() as usize] += 1;
         self.by_id.insert(client_id.clone(), key);
         self.clients.insert(key, Entry { client_id, client, route: None, deadline: None, gone_at: None });
         key
@@ -421,6 +425,7 @@ impl Gateway {
 
     fn forget(&mut self, key: ClientKey) {
         let Some(entry) = self.clients.remove(&key) else { return };
+        self.states[entry.client.state() as usize] -= 1;
         self.by_id.remove(&entry.client_id);
         if let Some(route) = entry.route {
             self.by_peer.remove(&route.peer);
@@ -448,7 +453,10 @@ impl Gateway {
         let Some(entry) = self.clients.get_mut(&key) else { return };
         let mut outputs = Outputs::default();
         let rules = &self.settings.rules;
+        let before = entry.client.state();
         work(&mut entry.client, &mut Context { now, rules, client_id: &entry.client_id, out: &mut outputs });
+        self.states[before as usize] -= 1;
+        self.states[entry.client.state() as usize] += 1;
         let deadline = entry.client.poll_timeout();
         if deadline != entry.deadline {
             self.deadlines.withdraw(entry.deadline, key);
