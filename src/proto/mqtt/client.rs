@@ -437,13 +437,19 @@ impl<R> Client<R> {
         self.inbound.acknowledge(kind, packet_id, reason, receipt, self.options.version, out);
     }
 
-    /// Writes the acknowledgements whose turn has come; `state` tells of a receipt.
+    /// Writes the acknowledgements whose turn has come; `state` tells of a receipt, `failed` is told of packets whose
+    /// receipt has failed: a QoS 2 identifier among them must be forgotten, for the peer's next try is a new message.
     ///
     /// # Errors
-    /// A receipt has failed: hand the error to [`Client::close`] and close the connection, so that the server sends
-    /// the message again.
-    pub fn flush_acks(&mut self, state: impl FnMut(&R) -> AckState, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        self.inbound.flush(state, self.options.version, out)
+    /// A receipt has failed, and the version has no word for it: hand the error to [`Client::close`] and close the
+    /// connection, so that the server sends the message again.
+    pub fn flush_acks(
+        &mut self,
+        state: impl FnMut(&R) -> AckState,
+        failed: impl FnMut(AckKind, PacketId),
+        out: &mut Vec<u8>,
+    ) -> Result<(), ProtocolError> {
+        self.inbound.flush(state, failed, self.options.version, out)
     }
 
     /// The acknowledgements that wait.

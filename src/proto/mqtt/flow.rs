@@ -22,7 +22,7 @@ pub enum AckKind {
 pub enum AckState {
     Pending,
     Done,
-    /// It cannot be kept; the connection ends, so that the peer sends the message again.
+    /// It cannot be kept: a 5.0 peer is told (0x97), the connection to another ends, so that it sends again.
     Failed,
 }
 
@@ -30,14 +30,24 @@ pub enum AckState {
 /// (MQTT 5.0 §4.6).
 #[derive(Debug)]
 pub struct Acks<R> {
-    waiting: VecDeque<(AckKind, PacketId, ReasonCode, Option<R>)>,
+    waiting: VecDeque<(Answer, Option<R>)>,
+}
+
+/// What is written when its turn has come.
+#[derive(Debug)]
+enum Answer {
+    Ack(AckKind, PacketId, ReasonCode),
+    /// A SUBACK.
+    Encoded(Box<[u8]>),
+    /// A SUBACK waits for more than one receipt; this one is not the last.
+    Nothing,
 }
 
 /// Room for this many waiting acknowledgements is kept when none waits.
 const ACKS_KEPT: usize = 16;
 
 impl<R> Acks<R> {
-    pub(super) const fn new() -> Self {
+    const fn new() -> Self {
         Self { waiting: VecDeque::new() }
     }
 
@@ -50,42 +60,38 @@ impl<R> Acks<R> {
         self.waiting.is_empty()
     }
 
-    fn push(
-        &mut self,
-        kind: AckKind,
-        packet_id: PacketId,
-        reason: ReasonCode,
-        receipt: Option<R>,
-    ) -> Option<(AckKind, PacketId, ReasonCode)> {
-        if receipt.is_none() && self.waiting.is_empty() {
-            return Some((kind, packet_id, reason));
-        }
-        self.waiting.push_back((kind, packet_id, reason, receipt));
-        None
-    }
-
-    /// The next acknowledgement whose turn it is and whose receipt is done.
+    /// The next answer whose turn it is and whose receipt is done.
     fn pop(
         &mut self,
+        version: Version,
         state: &mut impl FnMut(&R) -> AckState,
-    ) -> Result<Option<(AckKind, PacketId, ReasonCode)>, ProtocolError> {
-        let Some((kind, packet_id, reason, receipt)) = self.waiting.front() else {
+        failed: &mut impl FnMut(AckKind, PacketId),
+    ) -> Result<Option<Answer>, ProtocolError> {
+        let Some((_, receipt)) = self.waiting.front() else {
             if self.waiting.capacity() > ACKS_KEPT {
                 self.waiting = VecDeque::new();
             }
             return Ok(None);
         };
-        let next = (*kind, *packet_id, *reason);
-        match receipt.as_ref().map_or(AckState::Done, state) {
-            AckState::Pending => return Ok(None),
-            AckState::Done => {}
-            AckState::Failed => {
-                let what = "a message could not be stored and is not acknowledged";
-                return Err(ProtocolError::with(ReasonCode::ImplementationSpecificError, what));
-            }
+        let state = receipt.as_ref().map_or(AckState::Done, state);
+        if state == AckState::Pending {
+            return Ok(None);
         }
-        self.waiting.pop_front();
-        Ok(Some(next))
+        let Some((answer, _)) = self.waiting.pop_front() else { return Ok(None) };
+        if let (AckState::Failed, Answer::Ack(kind, packet_id, _)) = (state, &answer) {
+            failed(*kind, *packet_id);
+        }
+        match (state, answer) {
+            // 5.0 has a word for it; PUBCOMP has not.
+            (AckState::Failed, Answer::Ack(kind, packet_id, _)) if version.is_5() && kind != AckKind::Pubcomp => {
+                Ok(Some(Answer::Ack(kind, packet_id, ReasonCode::QuotaExceeded)))
+            }
+            (AckState::Failed, _) => {
+                let what = "a packet could not be journaled and is not acknowledged";
+                Err(ProtocolError::with(ReasonCode::ImplementationSpecificError, what))
+            }
+            (_, answer) => Ok(Some(answer)),
+        }
     }
 }
 
@@ -158,20 +164,38 @@ impl<R> Inbound<R> {
         version: Version,
         out: &mut Vec<u8>,
     ) {
-        if let Some((kind, packet_id, reason)) = self.acks.push(kind, packet_id, reason, receipt) {
+        if receipt.is_none() && self.acks.is_empty() {
             self.write(kind, packet_id, reason, version, out);
+        } else {
+            self.acks.waiting.push_back((Answer::Ack(kind, packet_id, reason), receipt));
         }
+    }
+
+    /// Sends `packet`, already encoded, once all of `receipts` are done and its turn has come.
+    pub fn answer(&mut self, packet: &[u8], mut receipts: Vec<R>, out: &mut Vec<u8>) {
+        let last = receipts.pop();
+        if last.is_none() && self.acks.is_empty() {
+            out.extend_from_slice(packet);
+            return;
+        }
+        self.acks.waiting.extend(receipts.into_iter().map(|receipt| (Answer::Nothing, Some(receipt))));
+        self.acks.waiting.push_back((Answer::Encoded(packet.into()), last));
     }
 
     /// Writes the acknowledgements whose turn has come.
     pub fn flush(
         &mut self,
         mut state: impl FnMut(&R) -> AckState,
+        mut failed: impl FnMut(AckKind, PacketId),
         version: Version,
         out: &mut Vec<u8>,
     ) -> Result<(), ProtocolError> {
-        while let Some((kind, packet_id, reason)) = self.acks.pop(&mut state)? {
-            self.write(kind, packet_id, reason, version, out);
+        while let Some(answer) = self.acks.pop(version, &mut state, &mut failed)? {
+            match answer {
+                Answer::Ack(kind, packet_id, reason) => self.write(kind, packet_id, reason, version, out),
+                Answer::Encoded(packet) => out.extend_from_slice(&packet),
+                Answer::Nothing => {}
+            }
         }
         Ok(())
     }

@@ -496,12 +496,19 @@ impl<R> Server<R> {
         self.inbound.acknowledge(kind, packet_id, reason, receipt, self.version, out);
     }
 
-    /// Writes the acknowledgements whose turn has come; `state` tells of a receipt.
+    /// Writes the acknowledgements whose turn has come; `state` tells of a receipt, `failed` is told of packets whose
+    /// receipt has failed: a QoS 2 identifier among them must be forgotten, for the peer's next try is a new message.
     ///
     /// # Errors
-    /// A receipt has failed: hand the error to [`Server::close`] and close the connection.
-    pub fn flush_acks(&mut self, state: impl FnMut(&R) -> AckState, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        self.inbound.flush(state, self.version, out)
+    /// A receipt has failed, and the client's version has no word for it: hand the error to [`Server::close`] and
+    /// close the connection.
+    pub fn flush_acks(
+        &mut self,
+        state: impl FnMut(&R) -> AckState,
+        failed: impl FnMut(AckKind, PacketId),
+        out: &mut Vec<u8>,
+    ) -> Result<(), ProtocolError> {
+        self.inbound.flush(state, failed, self.version, out)
     }
 
     /// The acknowledgements that wait.
@@ -528,15 +535,19 @@ impl<R> Server<R> {
         self.outbound.publish(publish, self.version, leave_out_from, out)
     }
 
-    /// Sends a PUBREL.
-    pub fn release(&mut self, packet_id: PacketId, out: &mut Vec<u8>) {
-        self.write(&Packet::Pubrel(Ack::new(packet_id, ReasonCode::Success)), out);
+    /// Sends a PUBREL; `reason` is success, or "packet identifier not found" for a PUBREC that answers nothing.
+    pub fn release(&mut self, packet_id: PacketId, reason: ReasonCode, out: &mut Vec<u8>) {
+        self.write(&Packet::Pubrel(Ack::new(packet_id, reason)), out);
     }
 
-    /// Answers a SUBSCRIBE, one reason code per entry; 3.x clients see every error as 0x80.
-    pub fn suback(&mut self, packet_id: PacketId, reasons: &[ReasonCode], out: &mut Vec<u8>) {
+    /// Answers a SUBSCRIBE, one reason code per entry, once all of `receipts` are done and its turn has come. 3.x
+    /// clients see every error as 0x80.
+    pub fn suback(&mut self, packet_id: PacketId, reasons: &[ReasonCode], receipts: Vec<R>, out: &mut Vec<u8>) {
         let reasons: Vec<u8> = reasons.iter().map(|reason| reason.value()).collect();
-        self.write(&Packet::Suback(Suback { packet_id, properties: PropertyList::EMPTY, reasons: &reasons }), out);
+        let mut packet = Vec::new();
+        let suback = Suback { packet_id, properties: PropertyList::EMPTY, reasons: &reasons };
+        self.write(&Packet::Suback(suback), &mut packet);
+        self.inbound.answer(&packet, receipts, out);
     }
 
     /// Answers an UNSUBSCRIBE, one reason code per filter.

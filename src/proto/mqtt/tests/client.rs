@@ -149,7 +149,7 @@ fn the_handshakes_of_both_directions_are_told() {
     peer.check("62 02 0007", "Release(7)");
     peer.client.acknowledge(AckKind::Puback, id(1), ReasonCode::Success, Some(1), &mut peer.out);
     assert!(peer.out.is_empty());
-    peer.client.flush_acks(|_| AckState::Done, &mut peer.out).unwrap();
+    peer.client.flush_acks(|_| AckState::Done, |_, _| {}, &mut peer.out).unwrap();
     peer.client.release(id(7), peer.now, &mut peer.out);
     peer.client.disconnect(peer.now, &mut peer.out);
     assert_eq!(peer.out, bytes("40 02 0001 62 02 0007 E0 00"));

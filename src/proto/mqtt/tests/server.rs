@@ -191,14 +191,29 @@ fn acknowledgements_keep_the_order_of_their_packets() {
     server.acknowledge(AckKind::Puback, id(4), ReasonCode::Success, None, out);
     assert_eq!(server.acks().len(), 3);
     let done = |up_to: u32| move |&receipt: &u32| if receipt <= up_to { AckState::Done } else { AckState::Pending };
-    server.flush_acks(|&receipt| if receipt == 3 { AckState::Done } else { AckState::Pending }, out).unwrap();
+    server
+        .flush_acks(|&receipt| if receipt == 3 { AckState::Done } else { AckState::Pending }, |_, _| {}, out)
+        .unwrap();
     assert_eq!(*out, bytes(""));
-    server.flush_acks(done(2), out).unwrap();
+    server.flush_acks(done(2), |_, _| {}, out).unwrap();
     assert_eq!(*out, bytes("40 02 0002"));
-    server.flush_acks(done(3), out).unwrap();
+    server.flush_acks(done(3), |_, _| {}, out).unwrap();
     assert_eq!(*out, bytes("40 02 0002 50 02 0003 40 02 0004"));
     server.acknowledge(AckKind::Puback, id(5), ReasonCode::Success, Some(5), out);
-    assert!(server.flush_acks(|_| AckState::Failed, out).is_err());
+    assert!(server.flush_acks(|_| AckState::Failed, |_, _| {}, out).is_err());
+    let mut peer = Peer::connected(CONNECT_5, Settings::default());
+    let (server, out) = (&mut peer.server, &mut peer.out);
+    server.acknowledge(AckKind::Pubrec, id(5), ReasonCode::Success, Some(5), out);
+    server.suback(id(6), &[ReasonCode::GrantedQoS1], vec![6, 7], out);
+    server.acknowledge(AckKind::Puback, id(8), ReasonCode::Success, None, out);
+    let state = |&receipt: &u32| if receipt == 5 { AckState::Failed } else { AckState::Pending };
+    let mut failed = Vec::new();
+    server.flush_acks(state, |kind, packet_id| failed.push((kind, packet_id)), out).unwrap();
+    assert_eq!((&**out, failed), (&*bytes("50 03 0005 97"), vec![(AckKind::Pubrec, id(5))]));
+    server.flush_acks(done(6), |_, _| {}, out).unwrap();
+    assert_eq!(*out, bytes("50 03 0005 97"));
+    server.flush_acks(done(7), |_, _| {}, out).unwrap();
+    assert_eq!(*out, bytes("50 03 0005 97 90 04 0006 00 01 40 02 0008"));
 }
 
 // [MQTT-3.3.4-7]
@@ -307,8 +322,8 @@ fn the_handshakes_of_outbound_messages_are_told() {
     check("70 02 0007", "Completed(7)");
     check("62 02 0007", "Release(7)");
     check("C0 00", "None");
-    peer.server.release(id(7), &mut peer.out);
-    peer.server.suback(id(1), &[ReasonCode::GrantedQoS1, ReasonCode::NotAuthorized], &mut peer.out);
+    peer.server.release(id(7), ReasonCode::Success, &mut peer.out);
+    peer.server.suback(id(1), &[ReasonCode::GrantedQoS1, ReasonCode::NotAuthorized], Vec::new(), &mut peer.out);
     peer.server.unsuback(id(2), &[ReasonCode::NoSubscriptionExisted], &mut peer.out);
     assert_eq!(peer.out, bytes("D0 00 62 02 0007 90 05 0001 00 01 87 B0 04 0002 00 11"));
 }
