@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::clock::UnixMillis;
 use crate::hub::{Face, Hub};
@@ -19,6 +19,8 @@ pub(super) struct Shared {
     /// What the operator wants.
     pub paused: watch::Sender<bool>,
     pub condition: Mutex<Condition>,
+    /// Told when `condition` has changed.
+    pub changed: Notify,
     pub counters: Counters,
 }
 
@@ -154,6 +156,22 @@ struct Report<'a> {
 }
 
 impl Shared {
+    pub fn now(&self) -> UnixMillis {
+        self.hub.clock().now()
+    }
+
+    /// Goes to `phase`; see [`Condition::enter`].
+    pub fn enter(&self, phase: Phase, reason: Option<String>) {
+        self.condition.lock().enter(phase, reason, self.now());
+        self.changed.notify_one();
+    }
+
+    /// Notes what a person should look at although the upstream is connected.
+    pub fn note(&self, reason: String) {
+        self.condition.lock().reason = Some(reason);
+        self.changed.notify_one();
+    }
+
     /// Messages and bytes that wait for this upstream.
     pub fn queued(&self) -> (u64, u64) {
         self.hub.queued(Face::Upstream, &self.session).unwrap_or((0, 0))

@@ -1,3 +1,5 @@
+//! Certificates that are made, shown, renewed and refused.
+
 use super::explain::client_handshake;
 use super::issue::{Authority, LOOPBACK_NAMES, Usage};
 use super::*;

@@ -1,0 +1,156 @@
+//! What the packets of an upstream mean for the session and the hub.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tracing::error;
+
+use super::condition::{DropReason, Shared};
+use super::rules::Retain;
+use super::settings::Checked;
+use super::stream::End;
+use super::words::{self, Who};
+use crate::hub::{self, Link, Outcome, Refusal};
+use crate::message::QoS;
+use crate::proto::mqtt::client::Event;
+use crate::proto::mqtt::{AckKind, PacketId, Publish, ReasonCode};
+use crate::store::Receipt;
+
+/// What handling an event needs while the packet is still borrowed from the input.
+pub(super) struct Inbound<'s, 'a> {
+    pub shared: &'a Shared,
+    pub rules: &'a Checked,
+    pub who: Who<'a>,
+    pub link: &'s mut Link,
+    pub requests: &'s mut Vec<(PacketId, Vec<String>)>,
+    pub unacknowledged: &'s mut usize,
+    pub acknowledged_at: &'s mut Instant,
+    pub told: &'s mut Vec<&'static str>,
+    pub topic: &'s mut String,
+}
+
+impl Inbound<'_, '_> {
+    pub fn handle(&mut self, event: Event<'_>, now: Instant) -> Reply {
+        match event {
+            Event::None | Event::Connected { .. } | Event::Unsubscribed { .. } => Reply::Nothing,
+            Event::Refused { reason, detail } => Reply::End(End::Lost(words::refused(reason, detail, self.who))),
+            Event::Disconnected { reason, detail } => {
+                Reply::End(End::Lost(words::disconnected(reason, detail, self.who)))
+            }
+            Event::Subscribed { packet_id, reasons } => {
+                self.subscribed(packet_id, reasons);
+                Reply::Nothing
+            }
+            Event::Publish(publish) => self.publish(&publish),
+            Event::Release(packet_id) => {
+                let released = self.link.released(packet_id);
+                let reason = if released.known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+                Reply::Acknowledge(AckKind::Pubcomp, packet_id, reason, released.receipt)
+            }
+            Event::Acknowledged(packet_id, reason) => {
+                if reason == ReasonCode::QuotaExceeded {
+                    // The one error that passes by itself: it stays in the queue and goes out on the next connection.
+                    return Reply::End(End::Lost(words::not_taken(reason)));
+                }
+                self.link.acknowledge(packet_id);
+                self.progress(now, 1);
+                if reason.is_error() {
+                    self.shared.counters.drop(DropReason::Refused);
+                    let what = words::not_taken(reason);
+                    self.tell("refused", |upstream| error!(upstream, "{what}; more like it are only counted"));
+                } else {
+                    self.shared.counters.sent.fetch_add(1, Ordering::Relaxed);
+                }
+                Reply::Nothing
+            }
+            Event::Received(packet_id) => {
+                self.progress(now, 1);
+                // An identifier that we do not know is released at once, so that the upstream can let it go.
+                if self.link.received(packet_id) { Reply::Nothing } else { Reply::Release(packet_id) }
+            }
+            Event::Completed(packet_id) => {
+                self.progress(now, 1);
+                if self.link.completed(packet_id) {
+                    self.shared.counters.sent.fetch_add(1, Ordering::Relaxed);
+                }
+                Reply::Nothing
+            }
+        }
+    }
+
+    fn progress(&mut self, now: Instant, acknowledged: usize) {
+        *self.acknowledged_at = now;
+        *self.unacknowledged = self.unacknowledged.saturating_sub(acknowledged);
+    }
+
+    fn subscribed(&mut self, packet_id: PacketId, reasons: &[u8]) {
+        let Some(index) = self.requests.iter().position(|(id, _)| *id == packet_id) else { return };
+        let (_, filters) = self.requests.remove(index);
+        for (filter, &reason) in filters.iter().zip(reasons).filter(|(_, reason)| **reason >= 0x80) {
+            let said = words::not_subscribed(filter, reason);
+            error!(upstream = self.shared.name, "{said}");
+            self.shared.note(said);
+        }
+    }
+
+    /// A message of the upstream: to the hub, under its local name.
+    fn publish(&mut self, publish: &Publish<'_>) -> Reply {
+        self.shared.counters.received.fetch_add(1, Ordering::Relaxed);
+        let (reason, receipt) = match self.rules.incoming.map(publish.topic, self.topic) {
+            // A subscription of an older configuration; the upstream keeps it with our session.
+            Err(_) => {
+                self.shared.counters.drop(DropReason::Unwanted);
+                (ReasonCode::Success, None)
+            }
+            Ok(rule) => {
+                let outcome = self.link.publish(hub::Publish {
+                    topic: self.topic,
+                    // A copy: commands are small, and must not keep the read buffer.
+                    payload: Bytes::copy_from_slice(publish.payload),
+                    qos: publish.qos,
+                    retain: publish.retain && rule.retain == Retain::AsPublished,
+                    packet_id: publish.packet_id,
+                    properties: publish.properties.to_message_properties(),
+                    expiry_interval: publish.properties.message_expiry(),
+                });
+                match outcome {
+                    Outcome::Done { .. } => (ReasonCode::Success, None),
+                    Outcome::Pending(receipt) => (ReasonCode::Success, Some(receipt)),
+                    Outcome::Refused(refusal) => (self.not_taken(publish.topic, refusal), None),
+                }
+            }
+        };
+        let Some(packet_id) = publish.packet_id else { return Reply::Nothing };
+        let kind = if publish.qos == QoS::ExactlyOnce { AckKind::Pubrec } else { AckKind::Puback };
+        Reply::Acknowledge(kind, packet_id, reason, receipt)
+    }
+
+    fn not_taken(&mut self, topic: &str, refusal: Refusal) -> ReasonCode {
+        self.shared.counters.drop(DropReason::NotTaken);
+        self.tell("not taken", |upstream| {
+            error!(upstream, topic, %refusal, "a message of the upstream was refused; more like it are only counted");
+        });
+        match refusal {
+            Refusal::TopicInvalid => ReasonCode::TopicNameInvalid,
+            Refusal::NotAuthorized => ReasonCode::NotAuthorized,
+            Refusal::QuotaExceeded => ReasonCode::QuotaExceeded,
+        }
+    }
+
+    fn tell(&mut self, kind: &'static str, log: impl FnOnce(&str)) {
+        if !self.told.contains(&kind) {
+            self.told.push(kind);
+            log(&self.shared.name);
+        }
+    }
+}
+
+/// What is to be done about a packet, once it is not borrowed any more.
+pub(super) enum Reply {
+    Nothing,
+    Acknowledge(AckKind, PacketId, ReasonCode, Option<Arc<Receipt>>),
+    Release(PacketId),
+    End(End),
+}

@@ -1,0 +1,507 @@
+//! One connection to an upstream, once it is accepted: messages out and in, acknowledgements both ways, in batches.
+//!
+//! Outbound packets are encoded into one buffer while another is being written; acknowledgements are read meanwhile.
+//! What the upstream's limits forbid is sent as they allow, or given up with a reason; nothing blocks what is behind it.
+//! MQTT 5.0 §4.3 (QoS), §4.4 (redelivery), §4.9 (flow control).
+
+use std::collections::VecDeque;
+use std::io::{self, Cursor};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{sleep_until, timeout};
+use tracing::{debug, error, warn};
+
+use super::Stop;
+use super::condition::{DropReason, Shared};
+use super::dial::Transport;
+use super::handshake::Greeted;
+use super::inbound::{Inbound, Reply};
+use super::rules::{Retain, Unmapped};
+use super::settings::Checked;
+use super::words::{self, Who};
+use crate::hub::{Delivery, Link, Outbound, Pressure};
+use crate::message::QoS;
+use crate::proto::mqtt::client::Client;
+use crate::proto::mqtt::{
+    AckKind, AckState, EncodeError, PacketId, ProtocolError, PublishHead, RetainHandling, Subscription,
+    SubscriptionOptions,
+};
+use crate::store::{Receipt, ReceiptState};
+
+/// How many bytes may be encoded ahead of the one buffer that is being written.
+const ENCODE_AHEAD_BYTES: usize = 256 * 1024;
+/// How many messages are taken from the session under one lock.
+const TAKE_MESSAGES: usize = 256;
+/// Room made for one read.
+const READ_BYTES: usize = 32 * 1024;
+/// How long the upstream may leave bytes unread, or messages unacknowledged, before the connection is given up.
+const STALL: Duration = Duration::from_secs(60);
+/// How long taking leave of the upstream may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// AWS IoT Core takes no more in one SUBSCRIBE.
+const SUBSCRIPTIONS_PER_PACKET: usize = 8;
+/// A connection that ends sooner than this may have been ended by something we sent.
+const SOON: Duration = Duration::from_secs(5);
+
+/// How a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// We were told to stop or to pause, and took leave.
+    Asked,
+    /// Why, for a person.
+    Lost(String),
+}
+
+pub(super) struct Stream<'a> {
+    shared: &'a Shared,
+    rules: &'a Checked,
+    who: Who<'a>,
+    client: Client<Arc<Receipt>>,
+    link: Link,
+    input: BytesMut,
+    /// Taken from the session and not yet encoded.
+    taken: VecDeque<Outbound>,
+    encoded: Batch,
+    writing: Batch,
+    /// Written by the transport but perhaps not passed on by it.
+    unflushed: bool,
+    /// The upstream has no session of ours: what it gets is new to it.
+    is_new: bool,
+    /// SUBSCRIBEs that wait for their answer. Nothing is published before: packet identifiers are shared with them.
+    requests: Vec<(PacketId, Vec<String>)>,
+    /// QoS 1 and 2 messages that wait for their last acknowledgement.
+    unacknowledged: usize,
+    acknowledged_at: Instant,
+    started: Instant,
+    /// Reasons that were logged on this connection already.
+    told: Vec<&'static str>,
+    topic: String,
+}
+
+/// Bytes to write, and what follows once they are written.
+#[derive(Default)]
+struct Batch {
+    bytes: Cursor<Vec<u8>>,
+    /// Messages that were sent at QoS 0 although the session waits for an acknowledgement.
+    lowered: Vec<PacketId>,
+}
+
+impl<'a> Stream<'a> {
+    pub fn new(
+        shared: &'a Shared,
+        rules: &'a Checked,
+        who: Who<'a>,
+        greeted: Greeted<Arc<Receipt>>,
+        link: Link,
+    ) -> Self {
+        let now = now();
+        Self {
+            shared,
+            rules,
+            who,
+            client: greeted.client,
+            link,
+            input: greeted.input,
+            taken: VecDeque::new(),
+            encoded: Batch::default(),
+            writing: Batch::default(),
+            unflushed: false,
+            is_new: !greeted.session_present,
+            requests: Vec::new(),
+            unacknowledged: 0,
+            acknowledged_at: now,
+            started: now,
+            told: Vec::new(),
+            topic: String::new(),
+        }
+    }
+
+    /// Works until the connection is lost or `stop` says so; the link is detached then.
+    pub async fn run(mut self, transport: Box<dyn Transport>, subscribe: bool, stop: &mut Stop) -> End {
+        if self.is_new {
+            self.link.forget_all_inbound();
+        }
+        let (mut reader, mut writer) = tokio::io::split(transport);
+        let end = match self.begin(subscribe) {
+            Err(end) => end,
+            Ok(()) => self.work(&mut reader, &mut writer, stop).await,
+        };
+        if end == End::Asked {
+            self.take_leave(&mut writer).await;
+        } else {
+            // The reason for a close, in 5.0. The peer may be gone.
+            let _ = timeout(FAREWELL, self.write_all(&mut writer)).await;
+        }
+        self.link.detach(false, None);
+        end
+    }
+
+    /// Subscribes, and says that we are here.
+    fn begin(&mut self, subscribe: bool) -> Result<(), End> {
+        let now = now();
+        let options = |qos| SubscriptionOptions {
+            qos,
+            no_local: true,
+            retain_as_published: true,
+            retain_handling: RetainHandling::SendIfNew,
+        };
+        let rules: Vec<_> = self.rules.incoming.iter().filter(|_| subscribe).collect();
+        for rules in rules.chunks(SUBSCRIPTIONS_PER_PACKET) {
+            let entries: Vec<_> = rules
+                .iter()
+                .map(|rule| Subscription { filter: rule.remote.as_str(), options: options(rule.qos) })
+                .collect();
+            let filters = rules.iter().map(|rule| rule.remote.to_string()).collect();
+            let packet_id = self
+                .client
+                .subscribe(&entries, now, self.encoded.bytes.get_mut())
+                .map_err(|error| End::Lost(format!("the subscriptions cannot be sent: {error}")))?;
+            self.requests.push((packet_id, filters));
+        }
+        self.say_state("1", now);
+        Ok(())
+    }
+
+    /// Publishes our state, at QoS 0: the packet identifiers are the session's.
+    fn say_state(&mut self, state: &str, now: Instant) {
+        let Some(topic) = &self.rules.state_topic else { return };
+        let head = PublishHead {
+            topic: topic.as_str(),
+            qos: QoS::AtMostOnce,
+            retain: true,
+            dup: false,
+            packet_id: None,
+            properties: None,
+            identifiers: &[],
+            expiry: None,
+            topic_alias: None,
+            payload: state.as_bytes(),
+        };
+        if let Err(error) = self.client.publish(&head, usize::MAX, now, self.encoded.bytes.get_mut()) {
+            self.tell("state topic", |upstream| warn!(upstream, %error, "the state topic cannot be published"));
+        }
+    }
+
+    async fn work(
+        &mut self,
+        reader: &mut (impl AsyncReadExt + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+        stop: &mut Stop,
+    ) -> End {
+        let mut pressure: Option<Pressure> = None;
+        let mut written_until = (0, now());
+        loop {
+            if let Err(end) = self.handle_input() {
+                return end;
+            }
+            // Whoever must be waited for stops reading, never writing.
+            pressure = self.link.flush().or(pressure);
+            if let Err(end) = self.flush_acks() {
+                return end;
+            }
+            self.fill(now());
+            if self.link.fate().is_some() {
+                return End::Lost("the session of this upstream was taken by another component".into());
+            }
+            if !self.writing.bytes.has_remaining() {
+                self.next_batch();
+            }
+            let position = self.writing.bytes.position();
+            let idle = !self.writing.bytes.has_remaining();
+            if idle || position != written_until.0 {
+                written_until = (position, now());
+            }
+            let deadline = self.deadline(written_until.1);
+            let Self { link, input, writing, unflushed, .. } = self;
+            input.reserve(READ_BYTES);
+            tokio::select! {
+                read = reader.read_buf(input), if pressure.is_none() => match read {
+                    Ok(0) => return self.closed(None),
+                    Ok(_) => {}
+                    Err(error) => return self.closed(Some(&error)),
+                },
+                written = write(writer, &mut writing.bytes, unflushed), if writing.bytes.has_remaining() || *unflushed => {
+                    if let Err(error) = written {
+                        return self.closed(Some(&error));
+                    }
+                    self.written();
+                }
+                () = link.woken() => {}
+                () = wait(pressure.as_ref()), if pressure.is_some() => pressure = None,
+                () = sleep_until(deadline.into()) => {
+                    if let Err(end) = self.check_deadlines(written_until.1) {
+                        return end;
+                    }
+                }
+                () = stop.asked() => return End::Asked,
+            }
+        }
+    }
+
+    fn deadline(&self, written_at: Instant) -> Instant {
+        // Far enough that nobody waits for it.
+        let never = now() + Duration::from_secs(3600);
+        let stalled = self.writing.bytes.has_remaining().then(|| written_at + STALL);
+        let unanswered = (self.unacknowledged > 0).then(|| self.acknowledged_at + STALL);
+        [self.client.deadline(), stalled, unanswered].into_iter().flatten().min().unwrap_or(never)
+    }
+
+    fn check_deadlines(&mut self, written_at: Instant) -> Result<(), End> {
+        let now = now();
+        if self.writing.bytes.has_remaining() && now >= written_at + STALL {
+            return Err(End::Lost(format!("the upstream has not read anything for {STALL:?}; the connection is dead")));
+        }
+        if self.unacknowledged > 0 && now >= self.acknowledged_at + STALL {
+            return Err(End::Lost(format!(
+                "the upstream has not acknowledged anything for {STALL:?} although {} messages wait for it",
+                self.unacknowledged
+            )));
+        }
+        self.client.check_deadline(now, self.encoded.bytes.get_mut()).map_err(|error| End::Lost(error.to_string()))
+    }
+
+    fn closed(&self, cause: Option<&io::Error>) -> End {
+        End::Lost(words::closed(cause, now().duration_since(self.started) < SOON, self.who))
+    }
+
+    /// Takes what is complete off the input.
+    fn handle_input(&mut self) -> Result<(), End> {
+        let now = now();
+        loop {
+            let (reply, used) = match self.client.decode(&self.input) {
+                Ok(None) => return Ok(()),
+                Ok(Some((packet, used))) => match self.client.handle(packet, now) {
+                    Ok(event) => {
+                        let mut inbound = Inbound {
+                            shared: self.shared,
+                            rules: self.rules,
+                            who: self.who,
+                            link: &mut self.link,
+                            requests: &mut self.requests,
+                            unacknowledged: &mut self.unacknowledged,
+                            acknowledged_at: &mut self.acknowledged_at,
+                            told: &mut self.told,
+                            topic: &mut self.topic,
+                        };
+                        (inbound.handle(event, now), used)
+                    }
+                    Err(error) => return Err(self.broken(error, now)),
+                },
+                Err(error) => return Err(self.broken(error, now)),
+            };
+            self.input.advance(used);
+            let out = self.encoded.bytes.get_mut();
+            match reply {
+                Reply::Nothing => {}
+                Reply::Acknowledge(kind, packet_id, reason, receipt) => {
+                    self.client.acknowledge(kind, packet_id, reason, receipt, out);
+                }
+                Reply::Release(packet_id) => self.client.release(packet_id, now, out),
+                Reply::End(end) => return Err(end),
+            }
+        }
+    }
+
+    /// The upstream broke the protocol, or a message of it could not be kept.
+    fn broken(&mut self, error: ProtocolError, now: Instant) -> End {
+        self.client.close(error, now, self.encoded.bytes.get_mut());
+        End::Lost(format!("the connection was closed from here: {error}"))
+    }
+
+    /// Writes the acknowledgements whose receipts are done.
+    fn flush_acks(&mut self) -> Result<(), End> {
+        let state = |receipt: &Arc<Receipt>| match receipt.state() {
+            ReceiptState::Pending => AckState::Pending,
+            ReceiptState::Done => AckState::Done,
+            ReceiptState::Failed => AckState::Failed,
+        };
+        let failed = |kind, packet_id| {
+            self.shared.counters.drop(DropReason::NotTaken);
+            // What comes under this identifier next is a new message.
+            if kind == AckKind::Pubrec {
+                self.link.forget_inbound(packet_id);
+            }
+        };
+        let flushed = self.client.flush_acks(state, failed, self.encoded.bytes.get_mut());
+        flushed.map_err(|error| self.broken(error, now()))
+    }
+
+    /// Encodes what the session may send, as far ahead as is useful.
+    fn fill(&mut self, now: Instant) {
+        if !self.requests.is_empty() {
+            return;
+        }
+        while self.encoded.bytes.get_ref().len() < ENCODE_AHEAD_BYTES {
+            let Some(outbound) = self.taken.pop_front() else {
+                let mut taken = Vec::from(std::mem::take(&mut self.taken));
+                self.link.take(&mut taken, TAKE_MESSAGES);
+                self.taken = taken.into();
+                if self.taken.is_empty() {
+                    return;
+                }
+                continue;
+            };
+            match outbound {
+                Outbound::Release(packet_id) => {
+                    self.awaits_acknowledgement(now);
+                    self.client.release(packet_id, now, self.encoded.bytes.get_mut());
+                }
+                Outbound::Publish(delivery) => {
+                    if let Err(reason) = self.send(&delivery, now) {
+                        self.give_up(&delivery, reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Encodes one message as its rule and the upstream's limits allow.
+    fn send(&mut self, delivery: &Delivery, now: Instant) -> Result<(), DropReason> {
+        let message = &delivery.message;
+        let rule =
+            self.rules.outgoing.map(message.topic.as_str(), &mut self.topic).map_err(|unmapped| match unmapped {
+                Unmapped::NoRule => DropReason::NoRule,
+                Unmapped::TooLong => DropReason::TopicTooLong,
+            })?;
+        let qos = delivery.qos.min(rule.qos);
+        let retain = delivery.retain && rule.retain == Retain::AsPublished;
+        let head = PublishHead {
+            topic: &self.topic,
+            qos,
+            retain,
+            dup: delivery.dup && !self.is_new,
+            packet_id: delivery.packet_id,
+            properties: message.properties.as_deref(),
+            identifiers: &[],
+            expiry: message.remaining_expiry(self.shared.hub.clock().now()),
+            topic_alias: None,
+            payload: &message.payload,
+        };
+        let out = self.encoded.bytes.get_mut();
+        let sent = self.client.publish(&head, usize::MAX, now, out).map_err(|error| match error {
+            EncodeError::PacketTooLarge => DropReason::TooLarge,
+            EncodeError::FieldTooLong => DropReason::TopicTooLong,
+        })?;
+        let counters = &self.shared.counters;
+        if sent.qos < qos || retain && !self.client.limits().retain_available {
+            counters.lowered.fetch_add(1, Ordering::Relaxed);
+        }
+        match delivery.packet_id {
+            Some(packet_id) if sent.qos == QoS::AtMostOnce => self.encoded.lowered.push(packet_id),
+            Some(_) => self.awaits_acknowledgement(now),
+            None => _ = counters.sent.fetch_add(1, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    fn awaits_acknowledgement(&mut self, now: Instant) {
+        if self.unacknowledged == 0 {
+            self.acknowledged_at = now;
+        }
+        self.unacknowledged += 1;
+    }
+
+    fn give_up(&mut self, delivery: &Delivery, reason: DropReason) {
+        self.shared.counters.drop(reason);
+        if let Some(packet_id) = delivery.packet_id {
+            self.link.acknowledge(packet_id);
+        }
+        let (topic, bytes) = (&delivery.message.topic, delivery.message.size());
+        let limit = self.client.limits().max_packet_size;
+        let what = match reason {
+            DropReason::TooLarge => "a message is larger than the upstream accepts and was not forwarded",
+            DropReason::TopicTooLong => "a message has too long a topic or property for MQTT and was not forwarded",
+            _ => "a message waited for a rule that does not exist any more and was not forwarded",
+        };
+        self.tell(
+            reason.name(),
+            |upstream| error!(upstream, %topic, bytes, limit, "{what}; more like it are only counted"),
+        );
+    }
+
+    /// Logs once per connection and `kind`.
+    fn tell(&mut self, kind: &'static str, log: impl FnOnce(&str)) {
+        if !self.told.contains(&kind) {
+            self.told.push(kind);
+            log(&self.shared.name);
+        }
+    }
+
+    /// Goes on to write what was encoded meanwhile.
+    fn next_batch(&mut self) {
+        self.written();
+        std::mem::swap(&mut self.encoded, &mut self.writing);
+        self.encoded.bytes.set_position(0);
+        let spent = self.encoded.bytes.get_mut();
+        spent.clear();
+        // A burst must not hold its memory for ever.
+        spent.shrink_to(ENCODE_AHEAD_BYTES);
+    }
+
+    /// The batch is written: what no acknowledgement will come for is done.
+    fn written(&mut self) {
+        if self.writing.bytes.has_remaining() {
+            return;
+        }
+        self.shared.counters.sent.fetch_add(self.writing.lowered.len() as u64, Ordering::Relaxed);
+        for packet_id in self.writing.lowered.drain(..) {
+            self.link.acknowledge(packet_id);
+        }
+    }
+
+    async fn write_all(&mut self, writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        loop {
+            write(writer, &mut self.writing.bytes, &mut self.unflushed).await?;
+            self.next_batch();
+            if !self.writing.bytes.has_remaining() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn take_leave(&mut self, writer: &mut (impl AsyncWrite + Unpin)) {
+        let now = now();
+        self.say_state("0", now);
+        self.client.disconnect(now, self.encoded.bytes.get_mut());
+        let leave = async {
+            self.write_all(writer).await?;
+            writer.shutdown().await
+        };
+        if !matches!(timeout(FAREWELL, leave).await, Ok(Ok(()))) {
+            debug!(upstream = self.shared.name, "the upstream did not wait for our leave");
+        }
+    }
+}
+
+/// The runtime's time, which tests can hold still.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+async fn wait(pressure: Option<&Pressure>) {
+    if let Some(pressure) = pressure {
+        pressure.wait().await;
+    }
+}
+
+/// Writes what is left of `bytes` and flushes.
+///
+/// # Cancel safety
+/// Goes on where it was when it is called again.
+async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    bytes: &mut Cursor<Vec<u8>>,
+    unflushed: &mut bool,
+) -> io::Result<()> {
+    if bytes.has_remaining() {
+        *unflushed = true;
+        writer.write_all_buf(bytes).await?;
+    }
+    writer.flush().await?;
+    *unflushed = false;
+    Ok(())
+}

@@ -1,0 +1,378 @@
+//! The task of one upstream: connect, stream, and after a loss wait and connect again, for ever.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, sleep};
+use tracing::{debug, info, warn};
+
+use super::backoff::Backoff;
+use super::condition::Phase;
+use super::dial::dial;
+use super::handshake::{Unwelcome, greet};
+use super::settings::VersionChoice;
+use super::stream::{End, Stream};
+use super::url::{Scheme, Url};
+use super::words::{self, Who};
+use super::{Stop, Upstream, becomes};
+use crate::message::{Message, QoS};
+use crate::proto::mqtt::client::Options;
+use crate::proto::mqtt::server::Will;
+use crate::proto::mqtt::{ReasonCode, Version};
+use crate::tls::ClientTls;
+use crate::topic::TopicName;
+
+/// How often the state topic is brought up to date while only the depth of the queue changes.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// How many different reasons are logged within one outage.
+const REASONS_LOGGED: usize = 8;
+
+/// Runs the upstream until `shutdown`.
+pub(super) async fn run(upstream: Upstream, shutdown: watch::Receiver<bool>) {
+    let stop = Stop { shutdown, paused: upstream.shared.paused.subscribe() };
+    let mut uplink = Uplink::new(&upstream, stop);
+    let mut reporter = Reporter::new(&upstream);
+    tokio::select! {
+        () = uplink.work() => {}
+        () = reporter.work() => {}
+    }
+    upstream.shared.enter(Phase::Stopped, None);
+    reporter.report();
+}
+
+struct Uplink<'a> {
+    upstream: &'a Upstream,
+    stop: Stop,
+    backoff: Backoff,
+    tls: Option<ClientTls>,
+    /// What is spoken on the next attempt.
+    version: Version,
+    /// What the upstream takes of our will: not retained, or at QoS 0, if it must be so.
+    will_retain: bool,
+    will_qos: QoS,
+    /// Whether the upstream was subscribed to in this process; 3.1.1 sends retained messages again for each SUBSCRIBE.
+    subscribed: bool,
+    /// Reasons that were logged in this outage already.
+    told: Vec<String>,
+    /// When the outage began.
+    down_since: Instant,
+}
+
+/// How an attempt ended.
+enum Attempt {
+    /// We were told to stop or pause.
+    Asked,
+    /// It never was a connection.
+    Failed(String),
+    Lost {
+        reason: String,
+        lasted: Duration,
+    },
+    /// Try the same address again, now that something was learnt about the upstream.
+    Again,
+}
+
+impl<'a> Uplink<'a> {
+    fn new(upstream: &'a Upstream, stop: Stop) -> Self {
+        Self {
+            upstream,
+            stop,
+            backoff: Backoff::new(upstream.settings.backoff),
+            tls: None,
+            version: match upstream.settings.version {
+                VersionChoice::Newest | VersionChoice::V5 => Version::V5,
+                VersionChoice::V3_1_1 => Version::V3_1_1,
+            },
+            will_retain: true,
+            will_qos: QoS::AtLeastOnce,
+            subscribed: false,
+            told: Vec::new(),
+            down_since: Instant::now(),
+        }
+    }
+
+    async fn work(&mut self) {
+        let shared = &self.upstream.shared;
+        loop {
+            if self.stop.is_shutdown() {
+                return;
+            }
+            if self.stop.is_paused() {
+                info!(upstream = shared.name, queued = shared.queued().0, "upstream cut by the operator");
+                shared.enter(Phase::Paused, None);
+                tokio::select! {
+                    () = becomes(&mut self.stop.shutdown, true) => return,
+                    () = becomes(&mut self.stop.paused, false) => {}
+                }
+                info!(upstream = shared.name, queued = shared.queued().0, "upstream restored by the operator");
+                self.backoff.reset();
+                shared.enter(Phase::Connecting, None);
+            }
+            let Some(reason) = self.round().await else { continue };
+            self.wait(reason).await;
+        }
+    }
+
+    /// Tries each address in turn until one was connected or all have failed. The last failure's reason; `None` when we
+    /// were asked to stop.
+    async fn round(&mut self) -> Option<String> {
+        let mut failure = String::new();
+        for url in &self.upstream.settings.urls {
+            // What is learnt about an upstream narrows the choice each time; the bound is for one that contradicts itself.
+            for _ in 0..4 {
+                match self.attempt(url).await {
+                    Attempt::Asked => return None,
+                    Attempt::Again => continue,
+                    Attempt::Failed(reason) => {
+                        self.failed(url, &reason);
+                        failure = reason;
+                    }
+                    Attempt::Lost { reason, lasted } => {
+                        self.backoff.ended_after(lasted);
+                        self.down_since = Instant::now();
+                        self.told.clear();
+                        self.failed(url, &reason);
+                        return Some(reason);
+                    }
+                }
+                break;
+            }
+        }
+        Some(failure)
+    }
+
+    /// Writes a failure down, and logs it once per outage.
+    fn failed(&mut self, url: &Url, reason: &str) {
+        let shared = &self.upstream.shared;
+        shared.counters.failures.fetch_add(1, Ordering::Relaxed);
+        shared.condition.lock().last_error = Some((shared.now(), reason.to_owned()));
+        shared.enter(Phase::Waiting, Some(reason.to_owned()));
+        let (name, queued) = (&shared.name, shared.queued().0);
+        if self.told.len() < REASONS_LOGGED && !self.told.iter().any(|told| told == reason) {
+            self.told.push(reason.to_owned());
+            warn!(upstream = name, %url, reason, queued, "upstream not connected; messages for it are kept");
+        } else {
+            debug!(upstream = name, %url, reason, queued, "upstream still not connected");
+        }
+    }
+
+    async fn wait(&mut self, reason: String) {
+        let shared = &self.upstream.shared;
+        // Without randomness the waits are still right, only less spread.
+        let wait = self.backoff.next(getrandom::u32().unwrap_or(u32::MAX / 2));
+        shared.enter(Phase::Waiting, Some(reason));
+        let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        shared.condition.lock().next_attempt = Some(crate::clock::UnixMillis(shared.now().0.saturating_add(millis)));
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = self.stop.asked() => {}
+        }
+    }
+
+    async fn attempt(&mut self, url: &Url) -> Attempt {
+        let shared = &self.upstream.shared;
+        {
+            let mut condition = shared.condition.lock();
+            // A retry keeps the reason of the last failure in sight.
+            let reason = condition.reason.take().filter(|_| condition.phase == Phase::Waiting);
+            condition.enter(Phase::Connecting, reason, shared.now());
+            condition.address = Some(url.to_string());
+        }
+        shared.changed.notify_one();
+        let mut stop = self.stop.clone();
+        let connected = tokio::select! {
+            connected = self.connect(url) => connected,
+            () = stop.asked() => return Attempt::Asked,
+        };
+        match connected {
+            Err(attempt) => attempt,
+            Ok((stream, transport, subscribe)) => {
+                let since = Instant::now();
+                let end = stream.run(transport, subscribe, &mut stop).await;
+                self.subscribed = true;
+                match end {
+                    End::Asked => Attempt::Asked,
+                    End::Lost(reason) => Attempt::Lost { reason, lasted: since.elapsed() },
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self, url: &Url) -> Result<(Stream<'a>, Box<dyn super::dial::Transport>, bool), Attempt> {
+        let upstream = self.upstream;
+        let (settings, shared) = (&upstream.settings, &upstream.shared);
+        let who = Who { client_id: &upstream.rules.client_id, username: settings.username.as_deref() };
+        let deadline = Instant::now() + settings.connect_timeout;
+        if url.scheme == Scheme::Tls {
+            self.load_tls().map_err(Attempt::Failed)?;
+        }
+        let (mut transport, address) =
+            dial(url, self.tls.as_ref(), settings.connect_timeout).await.map_err(|error| Attempt::Failed(error.0))?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let greeted = match greet(&mut transport, self.options(), left).await {
+            Ok(greeted) => greeted,
+            Err(unwelcome) => return Err(self.unwelcome(url, unwelcome, who)),
+        };
+        let limits = greeted.client.limits();
+        let link = upstream
+            .attach(limits.receive_maximum, Some(format!("{url} ({address})")))
+            .map_err(|error| Attempt::Failed(error.to_string()))?;
+        shared.counters.connections.fetch_add(1, Ordering::Relaxed);
+        let version = self.version.name();
+        let session_present = greeted.session_present;
+        info!(
+            upstream = shared.name, %url, %address, mqtt = version, session_present, queued = shared.queued().0,
+            down_for = ?self.down_since.elapsed(), "upstream connected"
+        );
+        self.told.clear();
+        let notice = self.tls.as_ref().and_then(|tls| tls.expiry_notice(shared.now()));
+        if let Some(notice) = &notice {
+            warn!(upstream = shared.name, "{notice}");
+        }
+        shared.condition.lock().version = Some(version);
+        shared.enter(Phase::Connected, notice);
+        let subscribe = !session_present || !self.subscribed || self.version == Version::V5;
+        Ok((Stream::new(shared, &upstream.rules, who, greeted, link), transport, subscribe))
+    }
+
+    /// Opens the certificates on first use, and takes over renewed ones before each attempt. Where they cannot be read,
+    /// the gateway runs, the queue fills, and the reason stands in the status until they can.
+    fn load_tls(&mut self) -> Result<(), String> {
+        match &self.tls {
+            Some(tls) => tls.refresh_and_log(&self.upstream.shared.name),
+            None => {
+                let tls = ClientTls::open(self.upstream.settings.tls.clone()).map_err(|error| {
+                    let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})"));
+                    format!("{error}{}", cause.unwrap_or_default())
+                })?;
+                self.tls = Some(tls);
+            }
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> Options {
+        let Upstream { settings, rules, .. } = self.upstream;
+        let will = rules.state_topic.as_ref().map(|topic| Will {
+            topic: topic.clone(),
+            payload: Bytes::from_static(b"0"),
+            qos: self.will_qos,
+            retain: self.will_retain,
+            properties: None,
+            expiry_interval: None,
+            delay: Duration::ZERO,
+        });
+        Options {
+            version: self.version,
+            clean_start: false,
+            keep_alive: settings.keep_alive.as_secs().try_into().unwrap_or(u16::MAX),
+            session_expiry: settings.session_expiry.as_secs().try_into().unwrap_or(u32::MAX),
+            user_name: settings.username.clone(),
+            password: settings.password.as_ref().map(|password| password.reveal().as_bytes().to_vec()),
+            will,
+            max_packet_size: settings.max_packet_size,
+            ..Options::new(rules.client_id.as_str())
+        }
+    }
+
+    /// The upstream did not take the CONNECT: tries what it may rather take, or says why it does not.
+    fn unwelcome(&mut self, url: &Url, unwelcome: Unwelcome, who: Who<'_>) -> Attempt {
+        let may_fall_back = self.upstream.settings.version == VersionChoice::Newest;
+        match unwelcome {
+            Unwelcome::Refused { reason: ReasonCode::UnsupportedProtocolVersion, .. }
+                if may_fall_back && self.version == Version::V5 =>
+            {
+                self.version = Version::V3_1_1;
+                Attempt::Again
+            }
+            Unwelcome::Refused { reason: ReasonCode::RetainNotSupported, .. } if self.will_retain => {
+                self.will_retain = false;
+                Attempt::Again
+            }
+            Unwelcome::Refused { reason: ReasonCode::QoSNotSupported, .. } if self.will_qos != QoS::AtMostOnce => {
+                self.will_qos = QoS::AtMostOnce;
+                Attempt::Again
+            }
+            Unwelcome::Refused { reason, detail } => Attempt::Failed(words::refused(reason, detail.as_deref(), who)),
+            Unwelcome::Closed(_) | Unwelcome::Garbled(_) => {
+                let spoken = self.version.name();
+                // Old brokers answer a version they do not know by closing, or in their own format. Which of the two
+                // it was cannot be told, so both versions take turns.
+                if may_fall_back {
+                    self.version = if self.version == Version::V5 { Version::V3_1_1 } else { Version::V5 };
+                }
+                Attempt::Failed(match unwelcome {
+                    Unwelcome::Garbled(error) => {
+                        format!("{url} does not answer in MQTT {spoken}: {error}; is it an MQTT port?")
+                    }
+                    Unwelcome::Closed(Some(error)) => format!(
+                        "{url} broke the connection instead of answering an MQTT {spoken} CONNECT ({error}); is it an MQTT \
+                         port, and does it want TLS or a client certificate?"
+                    ),
+                    _ => format!(
+                        "{url} closed the connection instead of answering an MQTT {spoken} CONNECT; is it an MQTT port, and \
+                         does it want TLS or a client certificate?"
+                    ),
+                })
+            }
+            Unwelcome::Silent => {
+                Attempt::Failed(format!("{url} accepted the connection but does not answer; is it an MQTT port?"))
+            }
+        }
+    }
+}
+
+/// Publishes what the upstream is doing, on this gateway.
+struct Reporter<'a> {
+    upstream: &'a Upstream,
+    /// `None` where the upstream's name makes no topic name, which a length limit could cause.
+    connected_topic: Option<TopicName>,
+    report_topic: Option<TopicName>,
+    connected: Option<bool>,
+    report: String,
+}
+
+impl<'a> Reporter<'a> {
+    fn new(upstream: &'a Upstream) -> Self {
+        let name = &upstream.shared.name;
+        Self {
+            upstream,
+            connected_topic: TopicName::new(&format!("$SYS/broker/connection/{name}/state")).ok(),
+            report_topic: TopicName::new(&format!("$SYS/fieldgate/upstreams/{name}")).ok(),
+            connected: None,
+            report: String::new(),
+        }
+    }
+
+    async fn work(&mut self) {
+        let mut ticks = interval(REPORT_INTERVAL);
+        loop {
+            self.report();
+            tokio::select! {
+                () = self.upstream.shared.changed.notified() => {}
+                _ = ticks.tick() => {}
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        let shared = &self.upstream.shared;
+        let connected = shared.condition.lock().phase == Phase::Connected;
+        if self.connected != Some(connected) {
+            self.connected = Some(connected);
+            self.publish(&self.connected_topic, Bytes::from_static(if connected { b"1" } else { b"0" }));
+        }
+        let report = shared.report();
+        if self.report != report {
+            self.publish(&self.report_topic, Bytes::from(report.clone()));
+            self.report = report;
+        }
+    }
+
+    fn publish(&self, topic: &Option<TopicName>, payload: Bytes) {
+        let (Some(topic), shared) = (topic, &self.upstream.shared) else { return };
+        shared.hub.publish(Message::new(topic.clone(), payload, QoS::AtMostOnce, shared.now()).retained());
+    }
+}
