@@ -1,0 +1,337 @@
+// The first view: is the gateway well, does the uplink flow, what do the devices say now.
+
+import { levelChart, sparkline } from './charts.js';
+import {
+  age, arrange, bytes, duration, emptyState, h, healthBadge, healthWord, icon, number, plural, rate, setAttribute, setIcon, setText,
+} from './dom.js';
+import { now, on, request, state } from './store.js';
+
+export function overview(root) {
+  const parts = [header(), uplinks(), attention(), values()];
+  root.append(
+    parts[0].element,
+    h('div', { class: 'split' }, parts[1].element, parts[2].element),
+    parts[3].element);
+  const updates = [
+    on('status', () => { parts[0].update(); parts[2].update(); parts[3].updateDevices(); }),
+    on('upstreams', () => { parts[1].update(); parts[0].update(); }),
+    on('values', (changed) => parts[3].update(changed)),
+  ];
+  const timer = setInterval(() => parts[3].updateAges(), 1000);
+  if (state.status) parts.forEach((part) => part.update(null));
+  return () => {
+    updates.forEach((stop) => stop());
+    clearInterval(timer);
+  };
+}
+
+const SUMMARY = {
+  good: 'Everything is working',
+  starting: 'Starting up',
+  degraded: 'Working, but something needs attention',
+  down: 'Not working',
+};
+
+function header() {
+  const name = h('h1', {}, '\u00a0');
+  const badge = healthBadge('starting', (health) => SUMMARY[health] ?? healthWord(health));
+  const figures = ['Devices', 'Messages in', 'Messages out', 'Waiting to be sent', 'Running for'].map((label) => {
+    const value = h('dd', {}, '–');
+    const unit = h('span', { class: 'unit' });
+    return { value, unit, element: h('div', {}, h('dt', {}, label), h('div', { class: 'figure' }, value, unit)) };
+  });
+  const element = h('section', { class: 'summary', 'aria-label': 'Summary' },
+    h('div', { class: 'summary-name' }, name, badge.element),
+    h('dl', { class: 'figures' }, ...figures.map((figure) => figure.element)));
+  const set = (index, value, unit) => {
+    setText(figures[index].value, value);
+    setText(figures[index].unit, unit);
+  };
+  return {
+    element,
+    update() {
+      const { status } = state;
+      if (!status) return;
+      setText(name, status.gateway);
+      badge.update(status.health);
+      const devices = status.components.filter((component) => component.kind === 'device');
+      const good = devices.filter((device) => device.health === 'good').length;
+      set(0, devices.length ? `${good} of ${devices.length}` : '0', devices.length ? 'good' : '');
+      set(1, rate(status.received_per_second), '/s');
+      set(2, rate(status.sent_per_second), '/s');
+      const waiting = [...(state.upstreams?.values() ?? [])].reduce((sum, upstream) => sum + upstream.queue.messages, 0);
+      set(3, number(waiting), waiting === 1 ? 'message' : 'messages');
+      set(4, duration(status.uptime_seconds), '');
+    },
+  };
+}
+
+function uplinks() {
+  const list = h('div', { class: 'stack' });
+  const element = h('section', { 'aria-label': 'Uplinks' }, h('h2', {}, 'Uplink'), list);
+  const cards = new Map();
+  const empty = emptyState('No uplink is configured',
+    'Readings stay on this gateway. To send them on, name a broker in the configuration file and reload.',
+    'upstreams:\n  - name: cloud\n    url: mqtts://broker.example:8883\n    out: [ { filter: "devices/#", qos: 1 } ]');
+  return {
+    element,
+    update() {
+      if (!state.upstreams) return;
+      const all = [...state.upstreams.values()];
+      for (const { name } of all) if (!cards.has(name)) cards.set(name, uplink(name));
+      for (const name of cards.keys()) if (!state.upstreams.has(name)) cards.delete(name);
+      all.forEach((upstream) => cards.get(upstream.name).update(upstream));
+      arrange(list, all.length ? all.map(({ name }) => cards.get(name).element) : [empty]);
+    },
+  };
+}
+
+function uplink(name) {
+  const badge = healthBadge('starting', (health) => ({ good: 'Connected', down: 'No connection', starting: 'Connecting' })[health] ?? healthWord(health));
+  const mark = icon('cut');
+  const label = h('span', {}, 'Cut uplink');
+  const button = h('button', { type: 'button', class: 'switch' }, mark, label);
+  const reason = h('p', { class: 'reason' });
+  const problem = h('p', { class: 'problem', role: 'alert' });
+  const waiting = h('strong', { class: 'large' }, '0');
+  const room = h('p', { class: 'muted small' });
+  const outlook = h('p', { class: 'outlook' });
+  const facts = h('dl', { class: 'facts' });
+  const chart = levelChart({ label: 'Waiting messages', unit: 'messages' });
+  let paused = false;
+  button.addEventListener('click', async () => {
+    button.disabled = true;
+    problem.replaceChildren();
+    try {
+      await request('POST', `/upstreams/${encodeURIComponent(name)}/${paused ? 'resume' : 'pause'}`);
+    } catch (error) {
+      problem.replaceChildren(h('strong', {}, `${error.message}.`), ' ', error.hint);
+    }
+    button.disabled = false;
+  });
+  const element = h('article', { class: 'panel uplink', 'data-upstream': name },
+    h('header', {}, h('h3', {}, icon('cloud'), name), badge.element, button),
+    reason, problem,
+    h('div', { class: 'uplink-body' },
+      h('div', { class: 'uplink-queue' },
+        h('p', { class: 'label' }, 'Waiting to be sent'),
+        h('p', {}, waiting, h('span', { class: 'unit' }, 'messages')),
+        outlook, room),
+      chart.element),
+    facts);
+  return {
+    element,
+    update(upstream) {
+      const { queue, status } = upstream;
+      paused = upstream.paused;
+      badge.update(paused ? 'paused' : status?.health ?? 'unknown');
+      setIcon(mark, paused ? 'link' : 'cut');
+      setText(label, paused ? 'Restore uplink' : 'Cut uplink');
+      setAttribute(button, 'aria-label', `${paused ? 'Restore' : 'Cut'} uplink ${name}`);
+      button.classList.toggle('primary', paused);
+      setText(reason, paused ? 'Cut by hand. Messages are kept here until the uplink is restored.' : status?.reason ?? '');
+      setText(waiting, number(queue.messages));
+      setText(outlook, expect(upstream));
+      const limit = queue.max_messages > 0 ? `of ${number(queue.max_messages)}` : '';
+      const size = queue.max_bytes > 0 ? `${bytes(queue.bytes)} of ${bytes(queue.max_bytes)}` : bytes(queue.bytes);
+      setText(room, `${plural(queue.messages, 'message')} ${limit}, ${size}`);
+      chart.update(upstream.history);
+      showFacts(facts, status?.facts ?? []);
+    },
+  };
+}
+
+// What the queue will come to, in a sentence.
+function expect({ queue, outlook, paused, status }) {
+  const speed = `${rate(Math.abs(outlook.rate))} a second`;
+  if (outlook.empty_in_seconds !== null) return `Shrinking by ${speed}, empty in about ${duration(outlook.empty_in_seconds)}.`;
+  if (outlook.full_in_seconds !== null) return `Growing by ${speed}, room for about ${duration(outlook.full_in_seconds)}.`;
+  if (queue.messages === 0) return paused || status?.health !== 'good' ? 'Nothing has come in meanwhile.' : 'All sent, nothing waits.';
+  return 'Standing still.';
+}
+
+export function showFacts(list, facts) {
+  const known = list.children.length === facts.length;
+  if (!known) list.replaceChildren(...facts.map(() => h('div', {}, h('dt'), h('dd'))));
+  facts.forEach(([label, value], index) => {
+    const [term, text] = list.children[index].children;
+    setText(term, label);
+    setText(text, value);
+  });
+}
+
+const KINDS = { listener: 'Listener', adapter: 'Adapter', device: 'Device', upstream: 'Uplink', store: 'Store' };
+
+// What is not well, and what to do; otherwise what there is.
+function attention() {
+  const list = h('ul', { class: 'rows' });
+  const title = h('h2', {}, 'Health');
+  const rows = new Map();
+  const element = h('section', { 'aria-label': 'Health' }, title, h('div', { class: 'panel' }, list));
+  return {
+    element,
+    update() {
+      if (!state.status) return;
+      const rank = { down: 0, degraded: 1, paused: 2, starting: 3 };
+      const wrong = state.status.components
+        .filter((component) => component.health in rank)
+        .sort((one, other) => rank[one.health] - rank[other.health]);
+      const shown = wrong.slice(0, 6).map((component) => ({
+        key: `${component.kind}/${component.name}`,
+        health: component.health,
+        title: component.name,
+        note: `${KINDS[component.kind] ?? component.kind}, ${healthWord(component.health).toLowerCase()} since ${age((now() - Date.parse(component.since)) / 1000).replace(' ago', '').replace('now', 'just now')}`,
+        text: component.reason ?? '',
+      }));
+      if (wrong.length > 6) {
+        shown.push({ key: '…', health: 'degraded', title: `${wrong.length - 6} more`, note: '', text: 'See the devices view.' });
+      }
+      for (const [kind, label] of Object.entries(KINDS)) {
+        const all = state.status.components.filter((component) => component.kind === kind);
+        const good = all.filter((component) => component.health === 'good').length;
+        if (!all.length || good === 0) continue;
+        const names = all.filter((component) => component.health === 'good').map((component) => component.name);
+        shown.push({ key: kind, health: 'good', title: `${plural(good, label.toLowerCase())} good`, note: '', text: names.join(', ') });
+      }
+      if (!state.status.clock_set) {
+        shown.unshift({ key: 'clock', health: 'degraded', title: 'The clock is not set', note: '', text: 'Readings carry a wrong time until it is. Check that this machine reaches a time server.' });
+      }
+      for (const item of shown) {
+        if (!rows.has(item.key)) rows.set(item.key, row());
+        rows.get(item.key).update(item);
+      }
+      arrange(list, shown.map((item) => rows.get(item.key).element));
+    },
+  };
+}
+
+function row() {
+  const mark = icon('good');
+  const parts = { title: h('strong'), note: h('span', { class: 'muted' }), text: h('p') };
+  const element = h('li', {}, mark, h('div', {}, h('p', {}, parts.title, ' ', parts.note), parts.text));
+  return {
+    element,
+    update(item) {
+      setIcon(mark, item.health);
+      setAttribute(element, 'data-health', item.health);
+      for (const name of ['title', 'note', 'text']) setText(parts[name], item[name]);
+    },
+  };
+}
+
+function values() {
+  const grid = h('div', { class: 'grid' });
+  const element = h('section', { 'aria-label': 'Live values' }, h('h2', {}, 'Live values'), grid);
+  const panels = new Map();
+  const empty = emptyState('No values yet',
+    'Add a device to the configuration file and reload. Whatever publishes to devices/DEVICE/POINT on this broker shows up here by itself.',
+    'modbus:\n  - name: bus1\n    tcp: 10.0.0.5:502\n    devices:\n      - name: meter\n        unit_id: 1\n        points: [ { name: voltage, holding_register: 0, type: f32, unit: V } ]');
+  const component = {
+    element,
+    updateDevices() {
+      for (const [device, panel] of panels) panel.updateHealth(find(device));
+    },
+    updateAges() {
+      for (const panel of panels.values()) panel.updateAges();
+    },
+    // `changed` is null when all may have changed, else the keys that did.
+    update(changed) {
+      if (!state.status) return;
+      const isNew = (changed ?? []).some((key) => !panels.get(state.values.get(key)?.latest.device)?.has(key));
+      if (changed === null || changed === undefined || isNew) layOut();
+      else changed.forEach((key) => panels.get(state.values.get(key).latest.device).update(key));
+    },
+  };
+  const find = (device) => state.status?.components.find(({ kind, name }) => kind === 'device' && name === device);
+  function layOut() {
+    const devices = new Map();
+    for (const component of state.status.components) if (component.kind === 'device') devices.set(component.name, []);
+    const keys = [...state.values.keys()].sort();
+    for (const key of keys) {
+      const { device } = state.values.get(key).latest;
+      if (!devices.has(device)) devices.set(device, []);
+      devices.get(device).push(key);
+    }
+    for (const device of panels.keys()) if (!devices.has(device)) panels.delete(device);
+    for (const [device, keys] of devices) {
+      if (!panels.has(device)) panels.set(device, devicePanel(device));
+      panels.get(device).layOut(keys, find(device));
+    }
+    arrange(grid, devices.size ? [...devices.keys()].map((device) => panels.get(device).element) : [empty]);
+  }
+  return component;
+}
+
+function devicePanel(device) {
+  const badge = healthBadge('unknown');
+  const adapter = h('span', { class: 'muted' });
+  const list = h('ul', { class: 'points' });
+  const none = h('p', { class: 'muted none' });
+  const rows = new Map();
+  const element = h('article', { class: 'panel device', 'data-device': device },
+    h('header', {}, h('h3', {}, device), adapter, badge.element), list, none);
+  const panel = {
+    element,
+    has: (key) => rows.has(key),
+    update: (key) => rows.get(key).update(state.values.get(key)),
+    updateHealth(component) {
+      badge.element.hidden = !component;
+      if (!component) return;
+      badge.update(component.health);
+      setText(adapter, component.parent ?? '');
+      setText(none, component.reason ?? 'No value yet.');
+      none.hidden = component.reason === null && rows.size > 0;
+    },
+    updateAges() {
+      for (const row of rows.values()) row.updateAge();
+    },
+    layOut(keys, component) {
+      for (const key of rows.keys()) if (!keys.includes(key)) rows.delete(key);
+      for (const key of keys) {
+        if (!rows.has(key)) rows.set(key, pointRow());
+        panel.update(key);
+      }
+      arrange(list, keys.map((key) => rows.get(key).element));
+      none.hidden = rows.size > 0;
+      panel.updateHealth(component);
+    },
+  };
+  return panel;
+}
+
+function pointRow() {
+  const name = h('span', { class: 'point-name' });
+  const note = h('span', { class: 'point-note' });
+  const spark = sparkline();
+  const value = h('span', { class: 'point-value' });
+  const unit = h('span', { class: 'unit' });
+  const element = h('li', {},
+    h('span', { class: 'point-label' }, name, note), spark.element, h('span', { class: 'point-reading' }, value, unit));
+  let latest = null;
+  const row = {
+    element,
+    update(entry) {
+      latest = entry.latest;
+      setAttribute(element, 'data-quality', latest.quality);
+      setAttribute(element, 'data-point', latest.point);
+      setText(name, latest.point);
+      const text = show(latest.value, entry.decimals);
+      setText(value, text);
+      element.classList.toggle('is-text', typeof latest.value === 'string');
+      setText(unit, latest.unit ?? '');
+      spark.update(entry.history, typeof latest.value === 'boolean');
+      row.updateAge();
+    },
+    updateAge() {
+      const when = age((now() - latest.received) / 1000);
+      const quality = { stale: 'stale, ', bad: 'bad, ' }[latest.quality] ?? '';
+      setText(note, `${quality}${latest.reason ? `${latest.reason}, ` : ''}${when}`);
+    },
+  };
+  return row;
+}
+
+export function show(value, decimals) {
+  if (value === null || value === undefined) return '–';
+  return typeof value === 'number' ? number(value, Math.abs(value) >= 1e6 ? 0 : decimals) : String(value);
+}
