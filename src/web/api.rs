@@ -11,21 +11,22 @@ use axum::http::header::{self, HeaderMap, HeaderValue};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
+use axum::{Router, middleware};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use tracing::{Level, info, warn};
 
 use super::error::ApiError;
 use super::feed::{self, ListenError};
 use super::guard::{self, Caller, Peer};
+use super::live::{self, CommandError};
 use super::log::{Line, level_from_name};
 use super::ticker::Samples;
 use super::values::Snapshot;
-use super::views::{Component, ControlError, Session, UpstreamView, overall};
+use super::views::{Component, ControlError, Session, Traffic, UpstreamView, overall, sessions};
 use super::{App, pages};
 use crate::observe::{Health, Kind, Metrics, Status};
 
@@ -46,6 +47,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/clients", get(get_clients))
         .route("/upstreams", get(get_upstreams))
         .route("/upstreams/{name}/{action}", post(post_upstream))
+        .route("/devices/{device}/{point}", post(post_command))
         .route("/log", get(get_log))
         .route("/events", get(get_events))
         .route("/login", post(post_login))
@@ -80,7 +82,7 @@ pub struct StatusView {
 }
 
 pub fn status(app: &App) -> StatusView {
-    let (clock, statuses) = (&app.parts.clock, statuses(app));
+    let (clock, statuses) = (app.clock(), statuses(app));
     let (received_per_second, sent_per_second) = app.samples.lock().rates();
     StatusView {
         gateway: app.parts.gateway.to_string(),
@@ -93,7 +95,7 @@ pub fn status(app: &App) -> StatusView {
         components: statuses.into_iter().map(Component::from).collect(),
         received_per_second,
         sent_per_second,
-        dropped: app.parts.controls.traffic().dropped,
+        dropped: Traffic::of(&app.parts.hub).dropped,
     }
 }
 
@@ -120,7 +122,7 @@ async fn get_values(State(app): State<Arc<App>>) -> Response {
         left_off: u64,
     }
     let (values, left_off) = app.values.snapshot();
-    fresh(&Answer { time: app.parts.clock.now().to_string(), values, left_off })
+    fresh(&Answer { time: app.clock().now().to_string(), values, left_off })
 }
 
 async fn get_clients(State(app): State<Arc<App>>) -> Response {
@@ -128,19 +130,20 @@ async fn get_clients(State(app): State<Arc<App>>) -> Response {
     struct Answer<'a> {
         clients: Vec<Session>,
         total: usize,
+        connected: usize,
         received_per_second: f64,
         sent_per_second: f64,
         dropped: u64,
         /// Messages received and sent in each of the last seconds, oldest first.
         history: &'a [(u64, u64)],
     }
-    let (clients, total) = app.parts.controls.sessions(MAX_SESSIONS);
-    let dropped = app.parts.controls.traffic().dropped;
+    let (clients, total, connected) = sessions(&app.parts.hub, MAX_SESSIONS);
+    let dropped = Traffic::of(&app.parts.hub).dropped;
     let mut samples = app.samples.lock();
     let (received_per_second, sent_per_second) = samples.rates();
     let Samples { traffic, .. } = &mut *samples;
     let history = &*traffic.make_contiguous();
-    fresh(&Answer { clients, total, received_per_second, sent_per_second, dropped, history })
+    fresh(&Answer { clients, total, connected, received_per_second, sent_per_second, dropped, history })
 }
 
 /// The upstreams as `/upstreams` and the event of that name give them.
@@ -205,6 +208,45 @@ async fn post_upstream(
 }
 
 #[derive(Deserialize)]
+struct Command {
+    value: Json,
+}
+
+async fn post_command(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path((device, point)): Path<(String, String)>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let Command { value } = parse(body, r#"Send {"value":21.5}; a value is a number, a boolean or a text."#)?;
+    let by = caller.user.as_deref().unwrap_or("local");
+    info!(device, point, %value, by, "point set by hand");
+    let value = live::command(&app, &device, &point, &value).await.map_err(|error| {
+        let (status, code, hint) = match &error {
+            CommandError::Name(_) => {
+                (StatusCode::BAD_REQUEST, "bad_request", "Names are one level of a topic, without /, + and #.")
+            }
+            CommandError::NobodyListens => {
+                let hint = "Check the device's name, and that its adapter runs; GET /api/v1/status lists both.";
+                (StatusCode::NOT_FOUND, "not_found", hint)
+            }
+            CommandError::NoAnswer => {
+                let hint = "Check on the devices page whether it is well; the value may have been set all the same.";
+                (StatusCode::GATEWAY_TIMEOUT, "no_answer", hint)
+            }
+            CommandError::Refused(_) => {
+                (StatusCode::CONFLICT, "refused", "The device or its adapter refused the value; nothing was set.")
+            }
+            CommandError::Attach(_) | CommandError::Subscribe(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "busy", "Try again in a moment; see the limits in the configuration.")
+            }
+        };
+        ApiError::new(status, code, error.to_string(), hint)
+    })?;
+    Ok(fresh(&json!({ "value": value })))
+}
+
+#[derive(Deserialize)]
 struct LogQuery {
     #[serde(default)]
     after: u64,
@@ -242,7 +284,7 @@ async fn get_events(
 ) -> Result<Response, ApiError> {
     let last_seen = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let hello = |resumed: bool| {
-        let clock = &app.parts.clock;
+        let clock = app.clock();
         let data = json!({ "resumed": resumed, "boot_id": clock.boot_id(), "pages": pages::version() });
         feed::encode(None, "hello", &data.to_string())
     };
@@ -306,8 +348,9 @@ async fn post_login(
 
 async fn check_password(app: &App, user: &str, password: String) -> bool {
     let Ok(_permit) = app.password_checks.acquire().await else { return false };
-    let (controls, user) = (app.parts.controls.clone(), user.to_owned());
-    tokio::task::spawn_blocking(move || controls.authenticate(&user, &password)).await.unwrap_or(false)
+    let (access, user) = (app.parts.hub.access(), user.to_owned());
+    let check = move || access.authenticate(Some(&user), Some(password.as_bytes()), false).is_ok();
+    tokio::task::spawn_blocking(check).await.unwrap_or(false)
 }
 
 /// Says not which of the two was wrong.
@@ -330,7 +373,7 @@ async fn post_logout(State(app): State<Arc<App>>, Extension(caller): Extension<C
 
 async fn get_metrics(State(app): State<Arc<App>>) -> Response {
     let mut metrics = Metrics::default();
-    let (clock, controls) = (&app.parts.clock, &app.parts.controls);
+    let (clock, controls) = (app.clock(), &app.parts.controls);
     let labels = [("version", env!("CARGO_PKG_VERSION"))];
     metrics.gauge("fieldgate_build_info", "Always 1; the labels tell the release.", &labels, 1.0);
     metrics.gauge("fieldgate_uptime_seconds", "Time since the start.", &[], clock.uptime().as_secs_f64());
@@ -389,7 +432,7 @@ fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, hint: &'stati
 
 /// JSON that nobody may keep.
 fn fresh(answer: &impl Serialize) -> Response {
-    let mut response = Json(answer).into_response();
+    let mut response = axum::Json(answer).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -9,6 +9,7 @@
 //! | `serve` | connections: accept, TLS, limits, shutdown |
 //! | `guard` | who may ask: loopback, login, origin; headers of every answer |
 //! | `api` `pages` | what is answered |
+//! | `live` | values from the hub, commands to it |
 //! | `feed` `ticker` | live events and what is sampled for them |
 //! | `values` `uplinks` `logins` | state of the web floor itself |
 //! | [`log`] | the last log lines |
@@ -23,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::clock::{Clock, UnixMillis};
+use crate::hub::Hub;
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
 use crate::tls::{ServerSettings, ServerTls, TlsError};
 
@@ -30,6 +32,7 @@ mod api;
 mod error;
 mod feed;
 mod guard;
+mod live;
 pub mod log;
 mod logins;
 mod pages;
@@ -40,7 +43,7 @@ mod values;
 mod views;
 
 pub use uplinks::Depth;
-pub use views::{ControlError, Controls, Session, Traffic, Upstream};
+pub use views::{ControlError, Controls, Upstream};
 
 /// Passwords checked at a time: argon2id takes 19 MiB and some 50 ms of a core for each.
 const MAX_PASSWORD_CHECKS: usize = 1;
@@ -59,7 +62,7 @@ pub struct Settings {
 pub struct Parts {
     /// The gateway's name.
     pub gateway: Arc<str>,
-    pub clock: Clock,
+    pub hub: Hub,
     pub log: log::LogRing,
     pub controls: Arc<dyn Controls>,
 }
@@ -94,8 +97,8 @@ impl Server {
         let app = App {
             address,
             has_tls: tls.is_some(),
-            since: parts.clock.now(),
-            feed: feed::Feed::new(parts.clock.boot_id()),
+            since: parts.hub.clock().now(),
+            feed: feed::Feed::new(parts.hub.clock().boot_id()),
             parts,
             values: values::Values::default(),
             logins: logins::Logins::default(),
@@ -139,7 +142,7 @@ impl Server {
             }
         };
         let serve = serve::serve(listener, tls.as_ref(), router, &app, shutdown.clone());
-        tokio::join!(serve, ticker::run(&app, shutdown.clone()), watch_files);
+        tokio::join!(serve, ticker::run(&app, shutdown.clone()), live::run(&app, shutdown.clone()), watch_files);
     }
 }
 
@@ -163,6 +166,13 @@ struct Counters {
     connections: std::sync::atomic::AtomicU64,
     refused_connections: std::sync::atomic::AtomicU64,
     failed_logins: std::sync::atomic::AtomicU64,
+    commands: std::sync::atomic::AtomicU64,
+}
+
+impl App {
+    fn clock(&self) -> &Clock {
+        self.parts.hub.clock()
+    }
 }
 
 impl Observe for App {
@@ -185,13 +195,14 @@ impl Observe for App {
 
     fn collect(&self, metrics: &mut Metrics) {
         use std::sync::atomic::Ordering::Relaxed;
-        let Counters { requests, connections, refused_connections, failed_logins } = &self.counters;
+        let Counters { requests, connections, refused_connections, failed_logins, commands } = &self.counters;
         let (listeners, dropped) = self.feed.counts();
         metrics.counter("fieldgate_web_requests_total", "HTTP requests.", &[], requests.load(Relaxed));
         metrics.gauge("fieldgate_web_connections", "Open connections.", &[], connections.load(Relaxed) as f64);
         let help = "Connections closed at once because of a limit.";
         metrics.counter("fieldgate_web_refused_connections_total", help, &[], refused_connections.load(Relaxed));
         metrics.counter("fieldgate_web_failed_logins_total", "Wrong passwords.", &[], failed_logins.load(Relaxed));
+        metrics.counter("fieldgate_web_commands_total", "Points set by hand.", &[], commands.load(Relaxed));
         metrics.gauge("fieldgate_web_live_views", "Browsers with a live view.", &[], listeners as f64);
         let help = "Live views that were too slow and were dropped.";
         metrics.counter("fieldgate_web_live_views_dropped_total", help, &[], dropped);

@@ -79,7 +79,7 @@ pub async fn run(app: &App, mut shutdown: watch::Receiver<bool>) {
 
 fn sample(app: &App) {
     let upstreams = app.parts.controls.upstreams();
-    let traffic = app.parts.controls.traffic();
+    let traffic = Traffic::of(&app.parts.hub);
     let mut samples = app.samples.lock();
     samples.uplinks.sample(upstreams.into_iter().map(|upstream| (upstream.name, upstream.depth)));
     samples.take_traffic(traffic);

@@ -1,11 +1,13 @@
 //! What the web floor needs from the gateway it stands in, and the state of things in the words of the API.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use thiserror::Error;
 
 use super::uplinks::{Depth, Outlook};
+use crate::hub::{Hub, SessionSummary};
 use crate::observe::{Health, Kind, Observe, Status};
 
 /// The gateway as the web UI sees and steers it; implemented by `gateway`.
@@ -21,15 +23,6 @@ pub trait Controls: Send + Sync {
     /// # Errors
     /// [`ControlError`]: no such upstream, or it cannot be done now.
     fn set_upstream_paused(&self, name: &str, paused: bool) -> Result<(), ControlError>;
-
-    /// Up to `limit` sessions, connected ones first, and how many there are in all.
-    fn sessions(&self, limit: usize) -> (Vec<Session>, usize);
-
-    /// Messages since the start.
-    fn traffic(&self) -> Traffic;
-
-    /// Checks a password. Takes as long as a password hash takes, so it is called on a thread for blocking work.
-    fn authenticate(&self, user: &str, password: &str) -> bool;
 }
 
 /// An upstream and its queue.
@@ -47,33 +40,77 @@ pub struct Traffic {
     pub received: u64,
     /// Handed to subscribers.
     pub sent: u64,
-    /// Not delivered because of a limit.
+    /// Given up because of a limit or their expiry.
     pub dropped: u64,
 }
 
+impl Traffic {
+    pub fn of(hub: &Hub) -> Self {
+        let counters = hub.counters();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let dropped = [&counters.dropped_queue_full, &counters.dropped_expired, &counters.dropped_retained_full];
+        Self {
+            received: count(&counters.received),
+            sent: count(&counters.sent),
+            dropped: dropped.into_iter().map(count).sum(),
+        }
+    }
+}
+
 /// A session on the hub.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Session {
-    pub client_id: String,
-    pub user: Option<String>,
+    client_id: String,
+    user: Option<String>,
     /// What it is: `mqtt`, `mqtt-sn`, `upstream`, `adapter`, `web`.
-    pub face: &'static str,
-    /// As in `MQTT 5.0`; empty for what is inside the gateway.
-    pub protocol: String,
-    pub peer: Option<String>,
-    pub connected: bool,
+    face: &'static str,
+    peer: Option<String>,
+    connected: bool,
     /// Since when it is connected or away; RFC 3339.
-    pub since: String,
-    pub queued_messages: u64,
-    pub queued_bytes: u64,
-    pub inflight: u64,
+    since: Option<String>,
+    /// Kept over a restart.
+    durable: bool,
+    queued_messages: u64,
+    queued_bytes: u64,
+    sent: u64,
+    received: u64,
+    dropped: u64,
     /// Topic filters; the first [`MAX_FILTERS`] of them.
-    pub subscriptions: Vec<String>,
-    pub subscription_count: usize,
+    subscriptions: Vec<String>,
+    subscription_count: usize,
 }
 
 /// Topic filters shown of one session.
-pub const MAX_FILTERS: usize = 20;
+const MAX_FILTERS: usize = 20;
+
+/// How many sessions there are, and the first `limit` of them: connected ones first.
+pub fn sessions(hub: &Hub, limit: usize) -> (Vec<Session>, usize, usize) {
+    let mut all = hub.sessions();
+    let (total, connected) = (all.len(), all.iter().filter(|session| session.connected).count());
+    all.sort_by_key(|session| !session.connected);
+    (all.into_iter().take(limit).map(Session::from).collect(), total, connected)
+}
+
+impl From<SessionSummary> for Session {
+    fn from(summary: SessionSummary) -> Self {
+        Self {
+            client_id: summary.client_id.to_string(),
+            user: summary.user.map(|user| user.to_string()),
+            face: summary.face.name(),
+            peer: summary.peer,
+            connected: summary.connected,
+            since: summary.since.map(|since| since.to_string()),
+            durable: summary.durable,
+            queued_messages: summary.queued_messages,
+            queued_bytes: summary.queued_bytes,
+            sent: summary.sent,
+            received: summary.received,
+            dropped: summary.dropped,
+            subscription_count: summary.subscriptions.len(),
+            subscriptions: summary.subscriptions.iter().take(MAX_FILTERS).map(ToString::to_string).collect(),
+        }
+    }
+}
 
 /// Why a control did nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

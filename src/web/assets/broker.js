@@ -1,7 +1,7 @@
 // The broker: how much goes through, who is connected, what waits for whom.
 
 import { levelChart } from './charts.js';
-import { age, arrange, bytes, emptyState, h, healthBadge, number, plural, rate, setAttribute, setText } from './dom.js';
+import { arrange, bytes, duration, emptyState, h, healthBadge, number, plural, rate, setAttribute, setText } from './dom.js';
 import { showFacts } from './overview.js';
 import { now, on, request, state } from './store.js';
 
@@ -28,9 +28,8 @@ export function broker(root) {
       try {
         const answer = await request('GET', '/clients');
         if (isGone) return;
-        const connected = answer.clients.filter((client) => client.connected).length;
         const texts = [
-          number(connected), number(answer.total), `${rate(answer.received_per_second)} /s`, `${rate(answer.sent_per_second)} /s`, number(answer.dropped),
+          number(answer.connected), number(answer.total), `${rate(answer.received_per_second)} /s`, `${rate(answer.sent_per_second)} /s`, number(answer.dropped),
         ];
         texts.forEach((text, index) => setText(figures[index].value, text));
         chart.update(answer.history.map(([received]) => received), answer.history.map(([, sent]) => sent));
@@ -53,7 +52,7 @@ export function broker(root) {
   };
 }
 
-const COLUMNS = ['Client', 'User', 'Protocol', 'State', 'Waiting', 'Subscriptions'];
+const COLUMNS = ['Client', 'Kind', 'State', 'Messages', 'Waiting', 'Subscriptions'];
 
 function sessionTable() {
   const body = h('tbody');
@@ -74,7 +73,7 @@ function sessionTable() {
       last = answer;
       const word = filter.value.trim().toLowerCase();
       const clients = answer.clients.filter((client) => !word
-        || [client.client_id, client.user ?? '', client.protocol, ...client.subscriptions].some((text) => text.toLowerCase().includes(word)));
+        || [client.client_id, client.user ?? '', client.peer ?? '', FACES[client.face] ?? '', ...client.subscriptions].some((text) => text.toLowerCase().includes(word)));
       whole.hidden = clients.length === 0;
       empty.hidden = answer.clients.length > 0;
       for (const id of rows.keys()) if (!answer.clients.some((client) => client.client_id === id)) rows.delete(id);
@@ -96,30 +95,34 @@ const FACES = { 'mqtt': 'MQTT', 'mqtt-sn': 'MQTT-SN', 'upstream': 'Uplink', 'ada
 
 function sessionRow() {
   const parts = {
-    client: h('strong', { class: 'mono' }), peer: h('span', { class: 'muted small block' }), user: h('span'), protocol: h('span'),
-    waiting: h('span'), size: h('span', { class: 'muted small block' }), filters: h('span', { class: 'mono small' }), more: h('span', { class: 'muted small' }),
+    client: h('strong', { class: 'mono' }), user: h('span', { class: 'muted small block' }), kind: h('span', { class: 'nowrap' }),
+    state: h('span', { class: 'presence nowrap' }), peer: h('span', { class: 'muted small block' }),
+    traffic: h('span', { class: 'nowrap' }), dropped: h('span', { class: 'muted small block' }),
+    waiting: h('span', { class: 'nowrap' }), size: h('span', { class: 'muted small block' }),
+    filters: h('span', { class: 'mono small' }), more: h('span', { class: 'muted small' }),
   };
-  const state = h('span', { class: 'presence nowrap' });
   const cells = [
-    [parts.client, parts.peer], parts.user, parts.protocol, state, [parts.waiting, parts.size], [parts.filters, ' ', parts.more],
+    [parts.client, parts.user], parts.kind, [parts.state, parts.peer], [parts.traffic, parts.dropped], [parts.waiting, parts.size],
+    [parts.filters, parts.more],
   ];
-  const element = h('tr', {}, ...cells.map((cell, index) => h('td', { 'data-label': COLUMNS[index] }, cell)));
+  const element = h('tr', {}, ...cells.map((cell, index) => h('td', { 'data-label': COLUMNS[index] }, h('div', {}, cell))));
   return {
     element,
     update(client) {
       setText(parts.client, client.client_id);
       setText(parts.peer, client.peer ?? '');
-      setText(parts.user, client.user ?? '–');
-      setText(parts.protocol, client.protocol || FACES[client.face] || client.face);
-      setAttribute(state, 'data-connected', client.connected);
-      const time = age((now() - Date.parse(client.since)) / 1000);
-      setText(state, client.connected ? `Connected ${time}` : `Away since ${time.replace(' ago', '')}`);
+      setText(parts.user, client.user ? `user ${client.user}` : '');
+      setText(parts.kind, FACES[client.face] ?? client.face);
+      setAttribute(parts.state, 'data-connected', client.connected);
+      const time = client.since === null ? '' : ` for ${duration((now() - Date.parse(client.since)) / 1000)}`;
+      setText(parts.state, `${client.connected ? 'Connected' : 'Away'}${time}`);
+      setText(parts.traffic, `${number(client.received)} in, ${number(client.sent)} out`);
+      setText(parts.dropped, client.dropped ? `${number(client.dropped)} dropped` : '');
       setText(parts.waiting, client.queued_messages ? plural(client.queued_messages, 'message') : '–');
-      const unacknowledged = client.inflight ? `, ${number(client.inflight)} in flight` : '';
-      setText(parts.size, client.queued_messages ? `${bytes(client.queued_bytes)}${unacknowledged}` : '');
+      setText(parts.size, client.queued_messages ? bytes(client.queued_bytes) : '');
       setText(parts.filters, client.subscriptions.slice(0, 3).join('  ') || '–');
       const more = client.subscription_count - Math.min(3, client.subscriptions.length);
-      setText(parts.more, more > 0 ? `and ${more} more` : '');
+      setText(parts.more, more > 0 ? ` and ${more} more` : '');
       setAttribute(parts.filters, 'title', client.subscriptions.length > 3 ? client.subscriptions.join('\n') : null);
     },
   };

@@ -132,13 +132,19 @@ function uplink(name) {
       setText(reason, paused ? 'Cut by hand. Messages are kept here until the uplink is restored.' : status?.reason ?? '');
       setText(waiting, number(queue.messages));
       setText(outlook, expect(upstream));
-      const limit = queue.max_messages > 0 ? `of ${number(queue.max_messages)}` : '';
-      const size = queue.max_bytes > 0 ? `${bytes(queue.bytes)} of ${bytes(queue.max_bytes)}` : bytes(queue.bytes);
-      setText(room, `${plural(queue.messages, 'message')} ${limit}, ${size}`);
+      setText(room, roomFor(queue));
       chart.update(upstream.history);
       showFacts(facts, status?.facts ?? []);
     },
   };
+}
+
+// How full the queue is, of what it may hold.
+function roomFor({ messages, bytes: size, max_messages: maxMessages, max_bytes: maxBytes }) {
+  const full = Math.max(maxMessages ? messages / maxMessages : 0, maxBytes ? size / maxBytes : 0);
+  const room = [maxMessages && plural(maxMessages, 'message'), maxBytes && bytes(maxBytes)].filter(Boolean).join(' or ');
+  const used = messages ? `${bytes(size)}, ${full < 0.01 ? 'less than 1' : Math.floor(full * 100)} % of the room for` : 'Room for';
+  return room ? `${used} ${room}.` : bytes(size);
 }
 
 // What the queue will come to, in a sentence.
@@ -160,7 +166,7 @@ export function showFacts(list, facts) {
   });
 }
 
-const KINDS = { listener: 'Listener', adapter: 'Adapter', device: 'Device', upstream: 'Uplink', store: 'Store' };
+const KINDS = { device: 'Device', adapter: 'Adapter', upstream: 'Uplink', listener: 'Listener', store: 'Store' };
 
 // What is not well, and what to do; otherwise what there is.
 function attention() {
@@ -180,19 +186,16 @@ function attention() {
         key: `${component.kind}/${component.name}`,
         health: component.health,
         title: component.name,
-        note: `${KINDS[component.kind] ?? component.kind}, ${healthWord(component.health).toLowerCase()} since ${age((now() - Date.parse(component.since)) / 1000).replace(' ago', '').replace('now', 'just now')}`,
+        note: `${KINDS[component.kind] ?? component.kind}, ${healthWord(component.health).toLowerCase()} for ${duration((now() - Date.parse(component.since)) / 1000)}`,
         text: component.reason ?? '',
       }));
       if (wrong.length > 6) {
         shown.push({ key: '…', health: 'degraded', title: `${wrong.length - 6} more`, note: '', text: 'See the devices view.' });
       }
-      for (const [kind, label] of Object.entries(KINDS)) {
-        const all = state.status.components.filter((component) => component.kind === kind);
-        const good = all.filter((component) => component.health === 'good').length;
-        if (!all.length || good === 0) continue;
-        const names = all.filter((component) => component.health === 'good').map((component) => component.name);
-        shown.push({ key: kind, health: 'good', title: `${plural(good, label.toLowerCase())} good`, note: '', text: names.join(', ') });
-      }
+      const good = state.status.components.filter((component) => component.health === 'good');
+      const counts = Object.entries(KINDS).map(([kind, label]) => [good.filter((component) => component.kind === kind).length, label]);
+      const text = counts.filter(([count]) => count > 0).map(([count, label]) => plural(count, label.toLowerCase())).join(', ');
+      if (good.length) shown.push({ key: 'good', health: 'good', title: shown.length ? 'Good' : 'Nothing needs attention', note: '', text });
       if (!state.status.clock_set) {
         shown.unshift({ key: 'clock', health: 'degraded', title: 'The clock is not set', note: '', text: 'Readings carry a wrong time until it is. Check that this machine reaches a time server.' });
       }
