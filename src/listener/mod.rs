@@ -1,1 +1,190 @@
-//! MQTT over TCP, TLS and WebSocket.
+//! MQTT over TCP, TLS, WebSocket and Unix sockets: the clients' way to the hub (MQTT 5.0 §4.2, §6).
+//!
+//! One task per connection reads and writes; what its packets mean is in `proto::mqtt::server`, what becomes of its
+//! messages in `hub`. Made for many idle connections and for bursts: buffers belong to threads, not to connections, and
+//! everything that was read at once is routed at once.
+
+mod accept;
+mod connection;
+mod counters;
+mod events;
+mod login;
+mod output;
+mod stream;
+mod websocket;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::hub::Hub;
+use crate::observe::Observe;
+use crate::proto::mqtt::server;
+use crate::tls::{ServerSettings, ServerTls, TlsError};
+use accept::Socket;
+use counters::Counters;
+
+/// How a listener is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// As in the configuration; unique among listeners.
+    pub name: String,
+    pub address: Address,
+    pub transport: Transport,
+    /// `None` for no TLS.
+    pub tls: Option<ServerSettings>,
+    /// Connections at a time; more are closed as soon as they are accepted.
+    pub max_connections: usize,
+    /// What one connection may do, and how long it may take to send its CONNECT, the TLS handshake included.
+    pub limits: server::Settings,
+}
+
+impl Settings {
+    /// MQTT over TCP without TLS, with default limits.
+    pub fn new(name: impl Into<String>, address: SocketAddr) -> Self {
+        Self {
+            name: name.into(),
+            address: Address::Tcp(address),
+            transport: Transport::Mqtt,
+            tls: None,
+            max_connections: 10_000,
+            limits: server::Settings::default(),
+        }
+    }
+}
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    /// The path of a Unix socket, which is made by [`Listener::bind`] and removed at the end.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What lies between the socket and MQTT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Mqtt,
+    /// MQTT in binary frames, subprotocol `mqtt` (MQTT 5.0 §6).
+    WebSocket,
+}
+
+/// Why a listener cannot listen.
+#[derive(Debug, Error)]
+pub enum BindError {
+    #[error("listener `{name}` cannot listen on {address}{hint}")]
+    Socket { name: String, address: String, hint: &'static str, source: io::Error },
+    #[error("listener `{name}` cannot use its certificates")]
+    Tls { name: String, source: TlsError },
+}
+
+/// A listener that is bound and not yet running.
+pub struct Listener {
+    socket: Socket,
+    shared: Arc<Shared>,
+}
+
+/// What the connections of a listener have in common.
+struct Shared {
+    name: String,
+    address: Address,
+    transport: Transport,
+    hub: Hub,
+    limits: Arc<server::Settings>,
+    max_connections: usize,
+    tls: Option<ServerTls>,
+    counters: Counters,
+    /// Checking a password takes much memory and time (argon2): only so many at once.
+    logins: Arc<Semaphore>,
+    stopping: AtomicBool,
+    stop: Arc<Notify>,
+}
+
+/// How many passwords are checked at the same time: 19 MiB each.
+const MAX_LOGINS_AT_A_TIME: usize = 2;
+
+/// How long connections may take to say goodbye when the listener stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Listener {
+    /// Opens the socket and reads the certificates; accepts nothing yet.
+    ///
+    /// # Errors
+    /// [`BindError`] names the address or file and what to do.
+    pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
+        let Settings { name, address, transport, tls, max_connections, limits } = settings;
+        let tls = match tls.map(ServerTls::open).transpose() {
+            Ok(tls) => tls,
+            Err(source) => return Err(BindError::Tls { name, source }),
+        };
+        let socket = match Socket::bind(&address) {
+            Ok(socket) => socket,
+            Err(source) => {
+                let hint = match source.kind() {
+                    io::ErrorKind::AddrInUse => "; another program has it: stop that, or choose another port",
+                    io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+                    io::ErrorKind::PermissionDenied => {
+                        "; ports below 1024 and other users' directories need a privilege"
+                    }
+                    _ => "",
+                };
+                return Err(BindError::Socket { name, address: address.to_string(), hint, source });
+            }
+        };
+        // With port 0 the system has chosen one.
+        let address = socket.local_address().unwrap_or(address);
+        let shared = Arc::new(Shared {
+            counters: Counters::new(hub.clock().now()),
+            name,
+            address,
+            transport,
+            hub,
+            limits: Arc::new(limits),
+            max_connections,
+            tls,
+            logins: Arc::new(Semaphore::new(MAX_LOGINS_AT_A_TIME)),
+            stopping: AtomicBool::new(false),
+            stop: Arc::default(),
+        });
+        Ok(Self { socket, shared })
+    }
+
+    /// Where it listens, with the port the system chose where 0 was asked for.
+    pub fn address(&self) -> &Address {
+        &self.shared.address
+    }
+
+    /// The TCP address it listens on; `None` for a Unix socket.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self.shared.address {
+            Address::Tcp(address) => Some(address),
+            Address::Unix(_) => None,
+        }
+    }
+
+    pub fn observe(&self) -> Arc<dyn Observe> {
+        self.shared.clone()
+    }
+
+    /// Serves until `shutdown` holds true, then tells the clients and closes their connections.
+    pub async fn run(self, shutdown: watch::Receiver<bool>) {
+        let Self { socket, shared } = self;
+        accept::run(socket, shared, shutdown).await;
+    }
+}

@@ -1,0 +1,152 @@
+//! What a listener has counted, for people and for Prometheus.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::{Shared, Transport};
+use crate::clock::UnixMillis;
+use crate::observe::{Health, Kind, Metrics, Observe, Status};
+use crate::proto::mqtt::ReasonCode;
+
+#[derive(Debug)]
+pub(super) struct Counters {
+    since: UnixMillis,
+    current: Arc<AtomicUsize>,
+    pub total: AtomicU64,
+    pub refused: AtomicU64,
+    pub failed_logins: AtomicU64,
+    pub failed_handshakes: AtomicU64,
+    pub packets_in: AtomicU64,
+    pub packets_out: AtomicU64,
+    pub messages_in: AtomicU64,
+    pub messages_out: AtomicU64,
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+    /// Messages larger than their receiver takes.
+    pub too_large: AtomicU64,
+    protocol_errors: Mutex<BTreeMap<ReasonCode, u64>>,
+    /// The limit of connections is reached.
+    pub full: AtomicBool,
+    pub accept_fails: AtomicBool,
+}
+
+/// The place of one connection; dropping it gives the place back.
+#[derive(Debug)]
+pub(super) struct Admitted(Arc<AtomicUsize>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Counters {
+    pub fn new(since: UnixMillis) -> Self {
+        Self {
+            since,
+            current: Arc::default(),
+            total: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            failed_logins: AtomicU64::new(0),
+            failed_handshakes: AtomicU64::new(0),
+            packets_in: AtomicU64::new(0),
+            packets_out: AtomicU64::new(0),
+            messages_in: AtomicU64::new(0),
+            messages_out: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            too_large: AtomicU64::new(0),
+            protocol_errors: Mutex::default(),
+            full: AtomicBool::new(false),
+            accept_fails: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts a connection, unless there are `max` already.
+    pub fn admit(&self, max: usize) -> Option<Admitted> {
+        if self.current.load(Ordering::Relaxed) >= max {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        self.full.store(false, Ordering::Relaxed);
+        self.current.fetch_add(1, Ordering::Relaxed);
+        self.total.fetch_add(1, Ordering::Relaxed);
+        Some(Admitted(self.current.clone()))
+    }
+
+    pub fn protocol_error(&self, reason: ReasonCode) {
+        *self.protocol_errors.lock().entry(reason).or_default() += 1;
+    }
+}
+
+impl Observe for Shared {
+    fn statuses(&self) -> Vec<Status> {
+        let counters = &self.counters;
+        let current = counters.current.load(Ordering::Relaxed);
+        let notice = self.tls.as_ref().and_then(|tls| tls.expiry_notice(self.hub.clock().now()));
+        let reason = if counters.accept_fails.load(Ordering::Relaxed) {
+            Some("connections cannot be accepted; is the limit of open files (`LimitNOFILE`) reached?".into())
+        } else if current >= self.max_connections {
+            let limit = self.max_connections;
+            Some(format!("the limit of {limit} connections is reached and more are refused; raise `max_connections`"))
+        } else {
+            notice
+        };
+        let what = match (self.transport, self.tls.is_some()) {
+            (Transport::Mqtt, false) => "MQTT",
+            (Transport::Mqtt, true) => "MQTT over TLS",
+            (Transport::WebSocket, false) => "MQTT over WebSocket",
+            (Transport::WebSocket, true) => "MQTT over secure WebSocket",
+        };
+        vec![Status {
+            kind: Kind::Listener,
+            name: self.name.clone(),
+            parent: None,
+            health: if reason.is_some() { Health::Degraded } else { Health::Good },
+            reason,
+            since: counters.since,
+            facts: vec![
+                ("address", self.address.to_string()),
+                ("protocol", what.into()),
+                ("connections", format!("{current} of {}", self.max_connections)),
+            ],
+        }]
+    }
+
+    fn collect(&self, metrics: &mut Metrics) {
+        let counters = &self.counters;
+        let labels: &[(&str, &str)] = &[("listener", &self.name)];
+        let current = counters.current.load(Ordering::Relaxed);
+        metrics.gauge("fieldgate_listener_connections", "Connections open now.", labels, current as f64);
+        let mut count = |name, help, counter: &AtomicU64| {
+            metrics.counter(name, help, labels, counter.load(Ordering::Relaxed));
+        };
+        count("fieldgate_listener_connections_total", "Connections accepted.", &counters.total);
+        count("fieldgate_listener_connections_refused_total", "Connections over the limit.", &counters.refused);
+        count("fieldgate_listener_logins_failed_total", "CONNECTs refused for their user.", &counters.failed_logins);
+        count(
+            "fieldgate_listener_handshakes_failed_total",
+            "TLS and WebSocket handshakes that failed.",
+            &counters.failed_handshakes,
+        );
+        count("fieldgate_listener_packets_received_total", "Packets received.", &counters.packets_in);
+        count("fieldgate_listener_packets_sent_total", "PUBLISH and PUBREL packets sent.", &counters.packets_out);
+        count("fieldgate_listener_messages_received_total", "PUBLISH packets received.", &counters.messages_in);
+        count("fieldgate_listener_messages_sent_total", "PUBLISH packets sent.", &counters.messages_out);
+        count("fieldgate_listener_bytes_received_total", "Bytes of MQTT received.", &counters.bytes_in);
+        count("fieldgate_listener_bytes_sent_total", "Bytes of MQTT sent.", &counters.bytes_out);
+        count(
+            "fieldgate_listener_messages_too_large_total",
+            "Messages not sent because their receiver takes none so large.",
+            &counters.too_large,
+        );
+        for (reason, count) in counters.protocol_errors.lock().iter() {
+            let labels = [("listener", self.name.as_str()), ("reason", reason.text())];
+            let help = "Connections closed because the client broke the protocol.";
+            metrics.counter("fieldgate_listener_protocol_errors_total", help, &labels, *count);
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! What the packets of a client mean for its session, and the session's messages for the client.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::connection::{Connection, End, Scratch, Step};
+use super::output::{LEAVE_OUT_FROM, Output};
+use crate::hub::{self, Link, Outbound, Outcome, Refusal, RetainHandling, SubscribeError, SubscribeOptions};
+use crate::message::QoS;
+use crate::proto::mqtt::server::{Event, Server};
+use crate::proto::mqtt::{
+    self, AckKind, AckState, Body, PacketId, Property, ProtocolError, PublishHead, ReasonCode, Subscribe, Subscription,
+    Unsubscribe,
+};
+use crate::store::{Receipt, ReceiptState};
+use crate::topic::SharedFilter;
+
+/// How many messages are taken from the session under one lock.
+const TAKEN_AT_ONCE: usize = 128;
+
+impl Connection {
+    /// Handles the complete packets at the front of `data`. Returns how many bytes they were.
+    pub(super) fn handle_packets(&mut self, data: &[u8], output: &mut Output) -> Result<(usize, Option<Step>), End> {
+        let is_bridge = self.server.is_bridge();
+        let mut consumed = 0;
+        let (mut packets, mut messages) = (0, 0);
+        let mut step = None;
+        let result = loop {
+            if self.server.is_behind() {
+                break Ok(());
+            }
+            let (packet, length) = match self.server.decode(&data[consumed..]) {
+                Ok(Some(decoded)) => decoded,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
+            packets += 1;
+            let event = match self.server.handle(packet, &mut output.bytes) {
+                Ok(event) => event,
+                Err(error) => break Err(error),
+            };
+            consumed += length;
+            let handled = match (event, &mut self.link) {
+                (Event::None, _) => Ok(()),
+                (Event::Connect(request), _) => {
+                    step = Some(Step::Connect(request));
+                    break Ok(());
+                }
+                (Event::Disconnect { publish_will, expiry }, _) => {
+                    step = Some(Step::End(End::Left { publish_will, expiry }));
+                    break Ok(());
+                }
+                (Event::Publish(publish), Some(link)) => {
+                    messages += 1;
+                    let (qos, packet_id) = (publish.qos, publish.packet_id);
+                    let outcome = link.publish(to_hub(&publish));
+                    answer_publish(&mut self.server, qos, packet_id, outcome, output)
+                }
+                (Event::Acknowledged(packet_id, _), Some(link)) => {
+                    link.acknowledge(packet_id);
+                    self.hungry = true;
+                    Ok(())
+                }
+                (Event::Received(packet_id), Some(link)) => {
+                    if link.received(packet_id) {
+                        self.hungry = true;
+                    } else {
+                        self.server.release(packet_id, ReasonCode::PacketIdentifierNotFound, &mut output.bytes);
+                    }
+                    Ok(())
+                }
+                (Event::Completed(packet_id), Some(link)) => {
+                    link.completed(packet_id);
+                    self.hungry = true;
+                    Ok(())
+                }
+                (Event::Release(packet_id), Some(link)) => {
+                    let released = link.released(packet_id);
+                    let reason =
+                        if released.known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+                    let (kind, receipt) = (AckKind::Pubcomp, released.receipt);
+                    self.server.acknowledge(kind, packet_id, reason, receipt, &mut output.bytes);
+                    Ok(())
+                }
+                (Event::Subscribe(packet), Some(link)) => {
+                    subscribe(link, &packet, is_bridge).map(|(packet_id, reasons, receipts)| {
+                        self.server.suback(packet_id, &reasons, receipts, &mut output.bytes);
+                        self.hungry = true;
+                    })
+                }
+                (Event::Unsubscribe(packet), Some(link)) => unsubscribe(link, &packet).map(|(packet_id, reasons)| {
+                    self.server.unsuback(packet_id, &reasons, &mut output.bytes);
+                }),
+                // The state machine lets nothing but a CONNECT through before there is a link.
+                (_, None) => Err(ProtocolError { reason: ReasonCode::ProtocolError, what: "not connected" }),
+            };
+            if let Err(error) = handled {
+                break Err(error);
+            }
+        };
+        if packets > 0 {
+            // The keep alive is about packets: bytes of one that never ends do not count.
+            self.server.note_input(tokio::time::Instant::now().into_std());
+            self.shared.counters.packets_in.fetch_add(packets, Ordering::Relaxed);
+            self.shared.counters.messages_in.fetch_add(messages, Ordering::Relaxed);
+        }
+        if let Err(error) = result {
+            // The rest is kept so that a refused CONNECT can be answered in its own version.
+            self.server.close(error, &data[consumed..], &mut output.bytes);
+            return Err(End::Protocol(error));
+        }
+        Ok((consumed, step))
+    }
+
+    /// Writes the acknowledgements whose receipts are done.
+    pub(super) fn flush_acks(&mut self, output: &mut Output) -> Result<(), End> {
+        if self.server.acks().is_empty() {
+            return Ok(());
+        }
+        let was_behind = self.server.is_behind();
+        let state = |receipt: &Arc<Receipt>| match receipt.state() {
+            ReceiptState::Pending => AckState::Pending,
+            ReceiptState::Done => AckState::Done,
+            ReceiptState::Failed => AckState::Failed,
+        };
+        let link = &mut self.link;
+        let failed = |kind, packet_id| {
+            if let (AckKind::Pubrec, Some(link)) = (kind, link.as_mut()) {
+                link.forget_inbound(packet_id);
+            }
+        };
+        self.server.flush_acks(state, failed, &mut output.bytes).map_err(End::Protocol)?;
+        if was_behind && !self.server.is_behind() {
+            self.catch_up();
+        }
+        Ok(())
+    }
+
+    /// Takes what the session has to send, until about `enough` bytes are encoded.
+    pub(super) fn deliver(&mut self, scratch: &mut Scratch, enough: usize) {
+        let Scratch { output, outbound, .. } = scratch;
+        let Some(link) = &mut self.link else { return };
+        let is_5 = self.server.version().is_5();
+        let (mut packets, mut messages, mut too_large) = (0, 0, 0);
+        while self.hungry && output.len() < enough {
+            link.take(outbound, TAKEN_AT_ONCE);
+            self.hungry = outbound.len() == TAKEN_AT_ONCE;
+            packets += outbound.len() as u64;
+            for outbound in outbound.drain(..) {
+                let delivery = match outbound {
+                    Outbound::Release(packet_id) => {
+                        self.server.release(packet_id, ReasonCode::Success, &mut output.bytes);
+                        continue;
+                    }
+                    Outbound::Publish(delivery) => delivery,
+                };
+                let message = &*delivery.message;
+                let expiry = match message.expiry_interval {
+                    Some(_) if is_5 => message.remaining_expiry(link.hub().clock().now()),
+                    _ => None,
+                };
+                let head = PublishHead {
+                    retain: delivery.retain,
+                    dup: delivery.dup,
+                    packet_id: delivery.packet_id,
+                    identifiers: delivery.identifiers.as_deref().unwrap_or_default(),
+                    expiry,
+                    ..PublishHead::new(message, delivery.qos)
+                };
+                messages += 1;
+                match self.server.publish(&head, LEAVE_OUT_FROM, &mut output.bytes) {
+                    Ok(Body::Copied) => {}
+                    Ok(Body::LeftOut) => output.attach(message.payload.clone()),
+                    Err(_) => {
+                        // The client takes none so large: as if it had been sent and received [MQTT-3.1.2-25].
+                        too_large += 1;
+                        if let Some(packet_id) = delivery.packet_id {
+                            link.acknowledge(packet_id);
+                            self.hungry = true;
+                        }
+                    }
+                }
+            }
+        }
+        let counters = &self.shared.counters;
+        counters.packets_out.fetch_add(packets, Ordering::Relaxed);
+        counters.messages_out.fetch_add(messages - too_large, Ordering::Relaxed);
+        if too_large > 0 {
+            counters.too_large.fetch_add(too_large, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A PUBLISH as the hub takes it. The payload is copied: a small message must not pin what was read with it.
+fn to_hub<'a>(publish: &mqtt::Publish<'a>) -> hub::Publish<'a> {
+    let bare = publish.properties.is_empty();
+    hub::Publish {
+        topic: publish.topic,
+        payload: Bytes::copy_from_slice(publish.payload),
+        qos: publish.qos,
+        retain: publish.retain,
+        packet_id: publish.packet_id,
+        properties: if bare { None } else { publish.properties.to_message_properties() },
+        expiry_interval: if bare { None } else { publish.properties.message_expiry() },
+    }
+}
+
+/// Acknowledges a PUBLISH of QoS 1 or 2 (MQTT 5.0 §3.4, §3.5).
+fn answer_publish(
+    server: &mut Server<Arc<Receipt>>,
+    qos: QoS,
+    packet_id: Option<PacketId>,
+    outcome: Outcome,
+    output: &mut Output,
+) -> Result<(), ProtocolError> {
+    let is_5 = server.version().is_5();
+    let (kind, packet_id) = match (qos, packet_id) {
+        (QoS::AtLeastOnce, Some(packet_id)) => (AckKind::Puback, packet_id),
+        (QoS::ExactlyOnce, Some(packet_id)) => (AckKind::Pubrec, packet_id),
+        // Nobody waits for an answer at QoS 0; what the rules do not allow is dropped and counted by the hub.
+        _ => return Ok(()),
+    };
+    let (reason, receipt) = match outcome {
+        Outcome::Done { matched: false } if is_5 => (ReasonCode::NoMatchingSubscribers, None),
+        Outcome::Done { .. } => (ReasonCode::Success, None),
+        Outcome::Pending(receipt) => (ReasonCode::Success, Some(receipt)),
+        Outcome::Refused(refusal) => {
+            let (reason, what) = match refusal {
+                Refusal::NotAuthorized => (ReasonCode::NotAuthorized, "not authorized to publish on the topic"),
+                Refusal::TopicInvalid => (ReasonCode::TopicNameInvalid, "the topic name is not accepted"),
+                Refusal::QuotaExceeded => (ReasonCode::QuotaExceeded, "a receiver's queue is full"),
+            };
+            match refusal {
+                _ if is_5 => (reason, None),
+                // 3.x cannot say no. Closing would make the client send the same again for ever.
+                Refusal::NotAuthorized => (ReasonCode::Success, None),
+                Refusal::TopicInvalid | Refusal::QuotaExceeded => return Err(ProtocolError { reason, what }),
+            }
+        }
+    };
+    server.acknowledge(kind, packet_id, reason, receipt, &mut output.bytes);
+    Ok(())
+}
+
+/// Subscribes to each entry in turn (MQTT 5.0 §3.8.4).
+fn subscribe(
+    link: &mut Link,
+    packet: &Subscribe<'_>,
+    is_bridge: bool,
+) -> Result<(PacketId, Vec<ReasonCode>, Vec<Arc<Receipt>>), ProtocolError> {
+    let identifier = packet.properties.iter().find_map(|property| match property {
+        Property::SubscriptionIdentifier(identifier) => Some(identifier),
+        _ => None,
+    });
+    let mut reasons = Vec::new();
+    let mut receipts = Vec::new();
+    // All are checked before the first takes effect: a malformed packet must change nothing.
+    let entries: Result<Vec<_>, _> =
+        packet.subscriptions.iter().map(|Subscription { filter, options }| Ok((parse(filter)?, options))).collect();
+    for (filter, options) in entries? {
+        let options = SubscribeOptions {
+            qos: options.qos,
+            no_local: options.no_local || is_bridge,
+            retain_as_published: options.retain_as_published || is_bridge,
+            retain_handling: match options.retain_handling {
+                mqtt::RetainHandling::Send => RetainHandling::Send,
+                mqtt::RetainHandling::SendIfNew => RetainHandling::SendIfNew,
+                mqtt::RetainHandling::DoNotSend => RetainHandling::DoNotSend,
+            },
+            identifier,
+        };
+        reasons.push(match link.subscribe(&filter, options) {
+            Ok(subscribed) => {
+                receipts.extend(subscribed.receipt);
+                match subscribed.qos {
+                    QoS::AtMostOnce => ReasonCode::Success,
+                    QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
+                    QoS::ExactlyOnce => ReasonCode::GrantedQoS2,
+                }
+            }
+            Err(SubscribeError::NotAuthorized) => ReasonCode::NotAuthorized,
+            Err(SubscribeError::QuotaExceeded) => ReasonCode::QuotaExceeded,
+            Err(SubscribeError::TooManyLevels) => ReasonCode::TopicFilterInvalid,
+            Err(SubscribeError::Detached) => ReasonCode::UnspecifiedError,
+        });
+    }
+    Ok((packet.packet_id, reasons, receipts))
+}
+
+fn unsubscribe(link: &mut Link, packet: &Unsubscribe<'_>) -> Result<(PacketId, Vec<ReasonCode>), ProtocolError> {
+    let filters: Result<Vec<_>, _> = packet.filters.iter().map(parse).collect();
+    let existed = filters?
+        .iter()
+        .map(|filter| match link.unsubscribe(filter) {
+            true => ReasonCode::Success,
+            false => ReasonCode::NoSubscriptionExisted,
+        })
+        .collect();
+    Ok((packet.packet_id, existed))
+}
+
+fn parse(filter: &str) -> Result<SharedFilter, ProtocolError> {
+    SharedFilter::split(filter)
+        .map_err(|_| ProtocolError { reason: ReasonCode::MalformedPacket, what: "a topic filter is malformed" })
+}
