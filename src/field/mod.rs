@@ -18,6 +18,7 @@ pub mod mapping;
 pub mod modbus;
 pub mod process;
 pub mod serial;
+pub mod translate;
 
 pub use exchange::Exchange;
 

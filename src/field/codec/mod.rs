@@ -160,6 +160,13 @@ pub enum CodecError {
     Stuck,
 }
 
+impl CodecError {
+    /// Whether the script was stopped, rather than that it did not like its input: a person must look at it.
+    pub fn is_limit(&self) -> bool {
+        !matches!(self, Self::Threw { .. } | Self::Reported(_) | Self::InputTooLarge(_))
+    }
+}
+
 struct Call {
     entry: Entry,
     input: String,

@@ -8,7 +8,7 @@ use tracing::{debug, trace, warn};
 
 use super::{Adapter, Decoder};
 use crate::field::SerialStream;
-use crate::field::codec::{CodecError, Uplink};
+use crate::field::codec::Uplink;
 use crate::field::device::show_bytes;
 use crate::field::mapping::Command;
 use crate::observe::Health;
@@ -154,7 +154,7 @@ impl Adapter {
                     topic: None,
                 };
                 let decoded = codec.decode(&uplink).await.map_err(|error| Unreadable {
-                    serious: !matches!(error, CodecError::Reported(_) | CodecError::Threw { .. }),
+                    serious: error.is_limit(),
                     error: format!("{}: {error}", codec.name()),
                 })?;
                 for warning in &decoded.warnings {
