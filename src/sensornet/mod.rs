@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 
 use self::report::Report;
 use self::sessions::Sessions;
+use self::wakes::Wakes;
 use crate::hub::Hub;
 use crate::observe::Observe;
 use crate::proto::mqttsn::action::{Action, LostCause, Notice};
@@ -90,7 +91,8 @@ impl Sensornet {
         let seed = getrandom::u32().map_or(1, |random| (random & 0x7FFF) as u16 + 1);
         let gateway = Gateway::new(settings.to_gateway(), seed, Instant::now().into_std());
         info!(address = %report.address(), gateway_id = settings.gateway_id, "MQTT-SN gateway is listening");
-        let sessions = Sessions::new(hub, settings.clone());
+        let wakes = Wakes::default();
+        let sessions = Sessions::new(hub, settings.clone(), wakes.clone());
         let mut server = Server { settings, socket, report, gateway, sessions, outbox: Vec::new(), send_errors: 0 };
         // The longest datagram there is: one that is cut off would look like one with a wrong length.
         let mut buffer = vec![0; usize::from(u16::MAX)];
@@ -106,7 +108,7 @@ impl Sensornet {
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     server.gateway.handle_timeout(Instant::now().into_std());
                 }
-                () = server.sessions.woken() => server.sessions.attend(&mut server.gateway, Instant::now().into_std()),
+                () = wakes.woken() => server.sessions.attend(&mut server.gateway, Instant::now().into_std()),
             }
             server.settle().await;
         }

@@ -77,24 +77,17 @@ impl std::fmt::Debug for Entry {
 }
 
 impl Sessions {
-    pub fn new(hub: Hub, settings: Arc<Settings>) -> Self {
+    /// `wakes` is woken when [`Sessions::attend`] has something to do.
+    pub fn new(hub: Hub, settings: Arc<Settings>, wakes: Wakes) -> Self {
         Self {
             hub,
             settings,
             entries: HashMap::new(),
             connectionless: None,
-            wakes: Wakes::default(),
+            wakes,
             touched: Vec::new(),
             taken: Vec::new(),
         }
-    }
-
-    /// Waits until [`Sessions::attend`] has something to do.
-    ///
-    /// # Cancel safety
-    /// A wake-up that was not returned for is kept for the next wait.
-    pub async fn woken(&self) {
-        self.wakes.woken().await;
     }
 
     /// Looks after every session that was woken.

@@ -10,7 +10,7 @@ use crate::proto::mqttsn::action::ClientKey;
 use crate::signal::Signal;
 
 /// Collects the keys of what was woken. A key is in the list once, however often it is woken.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Wakes(Arc<Shared>);
 
 #[derive(Debug, Default)]
