@@ -1,7 +1,14 @@
 //! A simulated climate sensor: an MQTT-SN 1.2 client over UDP that sleeps most of the time.
 //!
-//! It connects with a will, publishes temperature and humidity with QoS 1, sleeps, and wakes with PINGREQ to take what
-//! was buffered for it. A command on `devices/{name}/interval/set` changes how long it sleeps.
+//! It connects with a will, publishes five packed bytes with QoS 1 (`plugins/codecs/demo-sensor.js` says what they
+//! mean), sleeps, and wakes with PINGREQ to take what was buffered for it.
+//!
+//! | topic | what |
+//! | --- | --- |
+//! | `sensors/{name}/raw` | a measurement: temperature, humidity, battery, door |
+//! | `sensors/{name}/state` | `online`, or by its will `lost`; retained |
+//! | `devices/{name}/interval` | how long it sleeps, as a reading; retained |
+//! | `devices/{name}/interval/set` | a command to sleep longer or shorter, and `…/result` its answer |
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -69,7 +76,7 @@ struct Sensor {
     name: String,
     interval: Duration,
     last_msg_id: MsgId,
-    /// What the gateway calls our topics, by the last level of their names.
+    /// What the gateway calls our topics.
     topic_ids: HashMap<&'static str, u16>,
     /// Commands taken and not yet carried out.
     commands: Vec<Vec<u8>>,
@@ -87,13 +94,12 @@ enum Trouble {
     Refused(ReturnCode),
 }
 
-/// The topics the sensor publishes on, below `devices/{name}/`.
-const STATE: &str = "state";
-const TEMPERATURE: &str = "temperature";
-const HUMIDITY: &str = "humidity";
-const INTERVAL_TOPIC: &str = "interval";
-const RESULT: &str = "interval/set/result";
-const COMMAND: &str = "interval/set";
+/// The topics, with `{}` for the sensor's name.
+const RAW: &str = "sensors/{}/raw";
+const STATE: &str = "sensors/{}/state";
+const INTERVAL_TOPIC: &str = "devices/{}/interval";
+const COMMAND: &str = "devices/{}/interval/set";
+const RESULT: &str = "devices/{}/interval/set/result";
 
 impl Sensor {
     async fn live(&mut self) {
@@ -108,11 +114,11 @@ impl Sensor {
     /// From a first CONNECT until something goes wrong.
     async fn connected(&mut self) -> Result<(), Trouble> {
         self.connect_with_will().await?;
-        for topic in [STATE, TEMPERATURE, HUMIDITY, INTERVAL_TOPIC, RESULT] {
+        for topic in [RAW, STATE, INTERVAL_TOPIC, RESULT] {
             self.register(topic).await?;
         }
         self.subscribe().await?;
-        self.publish(STATE, &json!({ "state": "good" }), true).await?;
+        self.publish(STATE, b"online", true).await?;
         self.publish_interval().await?;
         loop {
             self.measure().await?;
@@ -127,14 +133,13 @@ impl Sensor {
 
     async fn connect_with_will(&mut self) -> Result<(), Trouble> {
         let topic = self.topic(STATE);
-        let message = json!({ "state": "down", "reason": "the sensor has not been heard for too long" }).to_string();
         let will = WillTopic { qos: QoS::AtLeastOnce, retain: true, topic_name: topic.as_bytes() };
         let name = self.name.clone();
         let connect = connect_packet(&name, true);
         self.ask(&connect, |packet| matches!(packet, Packet::WillTopicReq).then_some(())).await?;
         let will = Packet::WillTopic(Some(will));
         self.ask(&will, |packet| matches!(packet, Packet::WillMsgReq).then_some(())).await?;
-        check(self.ask(&Packet::WillMsg(message.as_bytes()), connack).await?)
+        check(self.ask(&Packet::WillMsg(b"lost"), connack).await?)
     }
 
     async fn connect(&mut self, will: bool) -> Result<(), Trouble> {
@@ -171,11 +176,8 @@ impl Sensor {
     }
 
     async fn measure(&mut self) -> Result<(), Trouble> {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let temperature = 21.5 + 2.0 * (seconds / 60.0).sin() + 0.3 * (seconds / 7.0).sin();
-        let humidity = 45.0 + 8.0 * (seconds / 97.0 + 1.0).sin();
-        self.publish(TEMPERATURE, &reading(temperature, "°C"), false).await?;
-        self.publish(HUMIDITY, &reading(humidity, "%"), false).await
+        let measurement = measurement(self.started.elapsed());
+        self.publish(RAW, &measurement, false).await
     }
 
     async fn carry_out_commands(&mut self) -> Result<(), Trouble> {
@@ -188,26 +190,25 @@ impl Sensor {
                 }
                 None => json!({ "ok": false, "error": "expected a number of seconds from 1 to 3600" }),
             };
-            self.publish(RESULT, &answer, false).await?;
+            self.publish(RESULT, answer.to_string().as_bytes(), false).await?;
         }
         Ok(())
     }
 
     async fn publish_interval(&mut self) -> Result<(), Trouble> {
         let value = json!({ "value": self.interval.as_secs(), "unit": "s", "quality": "good" });
-        self.publish(INTERVAL_TOPIC, &value, true).await
+        self.publish(INTERVAL_TOPIC, value.to_string().as_bytes(), true).await
     }
 
-    async fn publish(&mut self, topic: &'static str, payload: &Value, retain: bool) -> Result<(), Trouble> {
+    async fn publish(&mut self, topic: &'static str, payload: &[u8], retain: bool) -> Result<(), Trouble> {
         let expected = self.msg_id();
-        let payload = payload.to_string();
         let publish = Packet::Publish(Publish {
             dup: false,
             qos: PublishQoS::Connected(QoS::AtLeastOnce),
             retain,
             topic: TopicId::Normal(self.topic_ids.get(topic).copied().unwrap_or_default()),
             msg_id: expected,
-            payload: payload.as_bytes(),
+            payload,
         });
         let answer = |packet: &Packet<'_>| match *packet {
             Packet::PubAck { msg_id, code, .. } if msg_id == expected => Some(code),
@@ -292,8 +293,8 @@ impl Sensor {
         Ok(())
     }
 
-    fn topic(&self, below: &str) -> String {
-        format!("devices/{}/{below}", self.name)
+    fn topic(&self, pattern: &str) -> String {
+        pattern.replace("{}", &self.name)
     }
 
     fn msg_id(&mut self) -> MsgId {
@@ -332,8 +333,16 @@ fn check(code: ReturnCode) -> Result<(), Trouble> {
     if code == ReturnCode::Accepted { Ok(()) } else { Err(Trouble::Refused(code)) }
 }
 
-fn reading(value: f64, unit: &str) -> Value {
-    json!({ "value": (value * 10.0).round() / 10.0, "unit": unit, "quality": "good" })
+/// What the sensor measures after running for a while: a mild day, and a door that is opened now and then.
+fn measurement(running: Duration) -> [u8; 5] {
+    let seconds = running.as_secs_f64();
+    let temperature = 21.5 + 2.0 * (seconds / 60.0).sin() + 0.3 * (seconds / 7.0).sin();
+    let humidity = 45.0 + 8.0 * (seconds / 97.0 + 1.0).sin();
+    // Casts saturate; the values are far from the ends.
+    let [high, low] = ((temperature * 100.0).round() as i16).to_be_bytes();
+    let battery = (3.0 - (seconds / 86_400.0).min(0.8)) / 0.02;
+    let door_is_open = running.as_secs() % 60 >= 50;
+    [high, low, (humidity * 2.0).round() as u8, battery.round() as u8, u8::from(door_is_open)]
 }
 
 /// What a command says: a bare number, or `{"value": …}`.
@@ -345,6 +354,15 @@ fn seconds(command: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_measurement_is_packed_as_its_codec_unpacks_it() {
+        let [high, low, humidity, battery, flags] = measurement(Duration::from_secs(50));
+        assert!((1900..2400).contains(&i16::from_be_bytes([high, low])));
+        assert!((74..=106).contains(&humidity));
+        assert_eq!((battery, flags), (150, 1));
+        assert_eq!(measurement(Duration::ZERO)[4], 0);
+    }
 
     #[test]
     fn commands_are_bare_numbers_or_objects() {
