@@ -4,6 +4,9 @@
 //! was told to, or panics, that component alone is bound and run again, after a growing delay and without ever giving
 //! up: a gateway in the field has nobody who would start it again. Meanwhile its status says what is wrong.
 
+#[cfg(panic = "abort")]
+compile_error!("a panic must unwind: supervise restarts the component it happened in, and nothing else");
+
 use std::any::Any;
 use std::error::Error;
 use std::future::Future;

@@ -1,1 +1,94 @@
-//! The command line.
+//! The command line: what can be asked for, and what the answer is worth.
+//!
+//! Exit codes: 0 all is well, 1 the user's error (arguments, configuration), 2 the system's (a port that is taken, a
+//! missing permission, a full disk).
+
+mod check;
+mod log;
+mod passwd;
+mod run;
+mod terminal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Where the configuration is if nobody says otherwise.
+pub const DEFAULT_CONFIG: &str = "/etc/fieldgate/fieldgate.yaml";
+
+/// The user's error: arguments or configuration.
+pub(crate) const USER_ERROR: u8 = 1;
+/// The system's error: ports, permissions, disks.
+pub(crate) const SYSTEM_ERROR: u8 = 2;
+
+#[derive(Parser)]
+#[command(
+    name = "fieldgate",
+    version,
+    about = "The gateway between field devices and a cloud broker: MQTT broker, MQTT-SN, Modbus and serial adapters, \
+             durable store-and-forward, web UI.",
+    after_help = "\
+Examples:
+  fieldgate demo                             try everything, with simulated devices and a cloud
+  fieldgate check --config fieldgate.yaml    say what is wrong with a configuration, or what it will run
+  fieldgate run --config fieldgate.yaml      run the gateway; stop it with Ctrl-C, reload with SIGHUP
+  fieldgate passwd operator                  make a `users:` entry for the configuration
+  fieldgate keys upstreams                   explain the keys of a section of the configuration
+
+Exit codes: 0 all is well, 1 the configuration or the arguments are wrong, 2 the system refuses (port, permission, disk)."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway until SIGTERM or Ctrl-C.
+    ///
+    /// SIGHUP reads the configuration again and applies what has changed: clients, buses and upstreams that did not
+    /// change stay connected. A wrong configuration changes nothing. A second SIGTERM or Ctrl-C ends at once.
+    Run(ConfigFile),
+    /// Check a configuration and say what it will run. Changes nothing, opens no port.
+    Check(ConfigFile),
+    /// Explain the keys of the configuration: type, default and meaning.
+    Keys {
+        /// Only keys that begin with this, as in `upstreams` or `modbus[].devices`.
+        prefix: Option<String>,
+    },
+    /// Hash a password for the `users:` section.
+    ///
+    /// Asks for the password, or reads the first line of standard input where that is not a terminal.
+    #[command(after_help = "\
+Examples:
+  fieldgate passwd operator                  prints an entry for `users:`
+  fieldgate passwd operator --file operator.hash
+                                             writes the hash to a file; `password_hash: file:operator.hash`
+  echo secret | fieldgate passwd operator    without a terminal")]
+    Passwd(passwd::Arguments),
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+/// Does what the arguments say.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USER_ERROR } else { 0 });
+        }
+    };
+    match cli.command {
+        Command::Run(ConfigFile { config }) => run::run(&config),
+        Command::Check(ConfigFile { config }) => check::check(&config),
+        Command::Keys { prefix } => check::keys(prefix.as_deref().unwrap_or_default()),
+        Command::Passwd(arguments) => passwd::passwd(&arguments),
+    }
+}

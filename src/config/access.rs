@@ -146,6 +146,7 @@ fn rule(table: &mut Table<'_>, users: &[Located<String>]) -> Option<Rule> {
     Some(Rule { subject, read: patterns(read), write: patterns(write) })
 }
 
+#[allow(clippy::ptr_arg, reason = "it checks a field, which holds a String")]
 fn not_empty(text: &String) -> Result<(), String> {
     if text.is_empty() { Err("must not be empty".into()) } else { Ok(()) }
 }

@@ -7,12 +7,18 @@
 mod access;
 mod claims;
 mod core;
+mod listeners;
 mod modbus;
+mod mqttsn;
+mod plugins;
 pub mod report;
 pub mod scalar;
+mod serial;
 pub mod source;
+mod summary;
 pub mod table;
 mod tls;
+mod translators;
 pub mod tree;
 mod upstreams;
 mod web;
@@ -25,7 +31,7 @@ use std::path::Path;
 pub use self::core::{Format, Level, Log};
 use self::report::{Report, Reports, Severity};
 use self::table::{Context, Key, Table};
-use crate::{bridge, field, hub, store};
+use crate::{bridge, field, hub, listener, sensornet, store};
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +41,12 @@ pub struct Config {
     pub log: Log,
     pub store: store::Settings,
     pub hub: hub::Settings,
+    pub listeners: Vec<listener::Settings>,
     pub buses: Vec<field::modbus::Settings>,
+    pub serial: Vec<field::serial::Settings>,
+    pub plugins: Vec<field::process::Settings>,
+    pub mqttsn: Option<sensornet::Settings>,
+    pub translators: Vec<field::translate::Settings>,
     pub upstreams: Vec<bridge::Settings>,
     pub web: Option<crate::web::Settings>,
 }
@@ -98,15 +109,22 @@ fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Report
 /// The whole file. Each section reports what is wrong with it; what crosses sections is compared at the end.
 fn read(table: &mut Table<'_>) -> Option<Config> {
     let mut devices = Vec::new();
-    let limits = table.table("limits", "What one client, and all of them together, may use.", access::limits);
+    let (limits, connections) = table.table("limits", "What one client, and all of them together, may use.", |table| {
+        (access::limits(table), listeners::limits(table))
+    });
     let access = access::access(table);
     let name = core::gateway_name(table);
     let has_users = !access.users.is_empty();
     let config = Config {
         log: core::log(table),
         store: core::store(table),
+        listeners: listeners::listeners(table, &connections, &access),
         hub: hub::Settings { limits, access },
         buses: modbus::buses(table, &mut devices),
+        serial: serial::ports(table, &mut devices),
+        plugins: plugins::programs(table, &mut devices),
+        mqttsn: mqttsn::mqttsn(table),
+        translators: translators::translators(table),
         upstreams: upstreams::upstreams(table, &name),
         web: web::web(table, has_users),
         name,

@@ -46,7 +46,7 @@ impl Scalar for DataType {
 struct Reference(Space, u16);
 
 impl Scalar for Reference {
-    const SHAPE: &'static str = "a reference as in manuals, `40001` or `400001`";
+    const SHAPE: &'static str = "a number as in manuals, `40001` or `400001`";
     fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
         parse_reference(text).map(|(space, address)| Self(space, address)).map_err(|error| error.to_string())
     }
@@ -177,8 +177,7 @@ fn read_profile(table: &Table<'_>, path: &Located<PathBuf>) -> Option<Common> {
 
 /// The keys of a profile file.
 pub(super) fn profile_keys(table: &mut Table<'_>) -> Common {
-    table.value::<String>("manufacturer", "Who makes the device; for people.").optional();
-    table.value::<String>("model", "Which device this is; for people.").optional();
+    table.value::<Name>("name", "What the profile is called; for people.").optional();
     table.value::<String>("description", "What to know about it; for people.").optional();
     common_keys(table, &Common::default())
 }
@@ -193,13 +192,13 @@ fn common_keys(table: &mut Table<'_>, base: &Common) -> Common {
     let word_order = table.value("word_order", meaning).or(base.word_order);
     let byte_order = table.value("byte_order", "Which byte of a register comes first.").or(base.byte_order);
     let limits = settings.read_limits;
-    let read_limits = ReadLimits {
+    let read_limits = table.table("read_limits", "What one request may read.", |table| ReadLimits {
         max_registers: table
-            .value("max_read_registers", "The most registers the device gives in one answer.")
+            .value("max_registers", "The most registers the device gives in one answer.")
             .range(1..=MAX_READ_REGISTERS)
             .or(limits.max_registers),
         max_bits: table
-            .value("max_read_bits", "The most coils or discrete inputs the device gives in one answer.")
+            .value("max_bits", "The most coils or discrete inputs the device gives in one answer.")
             .range(1..=MAX_READ_BITS)
             .or(limits.max_bits),
         max_hole_registers: table
@@ -210,7 +209,7 @@ fn common_keys(table: &mut Table<'_>, base: &Common) -> Common {
             .value("max_hole_bits", "The same for coils and discrete inputs.")
             .range(0..=MAX_READ_BITS)
             .or(limits.max_hole_bits),
-    };
+    });
     let (base_when, base_silence) = match settings.publish {
         Publish::EveryPoll => (PublishWhen::EveryPoll, Duration::from_secs(900)),
         Publish::OnChange { max_silence } => (PublishWhen::OnChange, max_silence),
@@ -307,7 +306,7 @@ fn point(
 
 /// Where the value is: the 0-based address under its table's name, or a reference.
 fn place(table: &mut Table<'_>) -> (Option<Space>, Option<u16>) {
-    table.exactly_one(&["coil", "discrete_input", "input_register", "holding_register", "reference"]);
+    table.exactly_one(&["coil", "discrete_input", "input_register", "holding_register", "address"]);
     let spaces = [
         (Space::Coil, "coil", "The 0-based address of a coil (one bit, can be written)."),
         (Space::DiscreteInput, "discrete_input", "The 0-based address of a discrete input (one bit)."),
@@ -321,7 +320,7 @@ fn place(table: &mut Table<'_>) -> (Option<Space>, Option<u16>) {
         }
     }
     let meaning = "Instead of the four above: the number in the manual, counted from 1, as in 40001.";
-    match table.value::<Reference>("reference", meaning).optional() {
+    match table.value::<Reference>("address", meaning).optional() {
         Some(Reference(space, address)) => (Some(space), Some(address)),
         None => found,
     }

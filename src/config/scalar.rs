@@ -4,8 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use regex::Regex;
-
 use crate::secret::Secret;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -282,21 +280,6 @@ impl Scalar for TopicFilter {
     const SHAPE: &'static str = "a topic filter";
     fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
         Self::new(text).map_err(|error| error.to_string())
-    }
-    fn show(&self) -> String {
-        self.as_str().to_owned()
-    }
-}
-
-impl Scalar for Regex {
-    const SHAPE: &'static str = "a regular expression";
-    const EXPAND: bool = false;
-    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
-        // The compiled form of a hostile expression can be large; the crate's own limit of 10 MiB holds.
-        Self::new(text).map_err(|error| match error {
-            regex::Error::Syntax(text) => text.lines().last().unwrap_or_default().trim_start_matches("error: ").into(),
-            other => other.to_string(),
-        })
     }
     fn show(&self) -> String {
         self.as_str().to_owned()

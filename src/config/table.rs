@@ -11,6 +11,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::rc::Rc;
 
+use serde_json::Value as Json;
+
 use super::claims::Claim;
 use super::report::{Report, Severity};
 use super::scalar::{Origin, Scalar};
@@ -423,6 +425,13 @@ impl<'a> Table<'a> {
         entries.iter().filter_map(pair).collect()
     }
 
+    /// Whatever stands there, as JSON; an empty object if nothing does.
+    pub fn json(&mut self, key: &'static str, meaning: &'static str) -> Json {
+        let shape = "anything".to_owned();
+        self.cx.document(Key { path: self.below(key), shape, default: None, required: false, meaning });
+        self.entry(key).map_or_else(|| Json::Object(serde_json::Map::new()), |entry| json(&entry.node))
+    }
+
     fn child(&mut self, key: &'static str, meaning: &'static str, shape: &str) -> (Self, Option<&'a Entry>) {
         let path = self.below(key);
         self.cx.document(Key { path: path.clone(), shape: shape.into(), default: None, required: false, meaning });
@@ -500,6 +509,24 @@ impl<T: Scalar> Field<'_, T> {
     pub fn optional_at(self) -> Option<Located<T>> {
         self.cx.document(self.doc);
         self.value
+    }
+}
+
+/// A tree as JSON: YAML's core schema for plain words and numbers. As deep as [`tree`] allows.
+fn json(node: &Node) -> Json {
+    match &node.value {
+        Value::Null => Json::Null,
+        Value::Scalar(text) if !node.plain => text.clone().into(),
+        Value::Scalar(text) => match text.as_str() {
+            "true" => Json::Bool(true),
+            "false" => Json::Bool(false),
+            text => match serde_json::from_str(text) {
+                Ok(Json::Number(number)) => Json::Number(number),
+                _ => text.into(),
+            },
+        },
+        Value::List(items) => items.iter().map(json).collect(),
+        Value::Table(entries) => entries.iter().map(|entry| (entry.key.clone(), json(&entry.node))).collect(),
     }
 }
 

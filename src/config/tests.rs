@@ -233,7 +233,7 @@ fn a_point_is_told_what_makes_no_sense() {
         points:
           - { name: a, coil: 0, type: f32 }
           - { name: b }
-          - { name: c, reference: 50001 }
+          - { name: c, address: 50001 }
 ",
         "
 error: `tcp` must be a host and a port, as in `10.0.0.5:502`
@@ -266,17 +266,17 @@ error: the point `a` makes no sense
 8 |           - { name: a, coil: 0, type: f32 }
   |                     ^ a coil holds one bit, so its type is bool, not f32
 
-error: one of `coil`, `discrete_input`, `input_register`, `holding_register`, `reference` is missing
+error: one of `coil`, `discrete_input`, `input_register`, `holding_register`, `address` is missing
  --> fieldgate.yaml:9:15
   |
 9 |           - { name: b }
   |               ^^^^ needs one of them
 
-error: `reference` must be a reference as in manuals, `40001` or `400001`
-  --> fieldgate.yaml:10:35
+error: `address` must be a number as in manuals, `40001` or `400001`
+  --> fieldgate.yaml:10:33
    |
-10 |           - { name: c, reference: 50001 }
-   |                                   ^^^^^ a reference begins with 0 (coil), 1 (discrete input), 3 (input register) or 4 (holding register)",
+10 |           - { name: c, address: 50001 }
+   |                                 ^^^^^ a reference begins with 0 (coil), 1 (discrete input), 3 (input register) or 4 (holding register)",
     );
 }
 
@@ -309,7 +309,7 @@ points:
   - name: bus
     tcp: h:502
     devices:
-      - { name: meter, profile: meter.yaml, poll_interval: 2s, points: [ { name: c, reference: 40101 } ] }
+      - { name: meter, profile: meter.yaml, poll_interval: 2s, points: [ { name: c, address: 40101 } ] }
 ";
     fs::write(directory.path().join("fieldgate.yaml"), yaml).unwrap();
     let loaded = load_in(directory.path()).unwrap();

@@ -22,6 +22,8 @@ const MAX_DEPTH: usize = 64;
 pub struct Node {
     pub span: Span,
     pub value: Value,
+    /// Written without quotes, so that `12` is a number where nobody asks for text.
+    pub plain: bool,
     /// Values in this one, itself included.
     size: usize,
 }
@@ -63,7 +65,7 @@ pub fn parse(file: u32, text: &str) -> Result<Node, Box<Report>> {
         let span = Span::new(file, offset(text, &span.start)..offset(text, &span.end));
         builder.handle(event, span)?;
     }
-    let empty = Node { span: Span::new(file, 0..0), value: Value::Table(Vec::new()), size: 1 };
+    let empty = Node { span: Span::new(file, 0..0), value: Value::Table(Vec::new()), plain: false, size: 1 };
     Ok(match builder.root {
         None | Some(Node { value: Value::Null, .. }) => empty,
         Some(root) => root,
@@ -102,7 +104,7 @@ impl Builder<'_> {
                     Value::Scalar(text.into_owned())
                 };
                 self.nodes += 1;
-                self.add(Node { span, value, size: 1 }, anchor)
+                self.add(Node { span, value, plain, size: 1 }, anchor)
             }
             Event::SequenceStart(_, anchor, tag) => {
                 refuse_tag(tag.is_some(), span)?;
@@ -130,7 +132,7 @@ impl Builder<'_> {
                     }
                 };
                 self.nodes += 1;
-                self.add(Node { span, value, size: below + 1 }, anchor)
+                self.add(Node { span, value, plain: false, size: below + 1 }, anchor)
             }
             Event::Alias(anchor) => match self.anchors.get(&anchor) {
                 Some(node) => {

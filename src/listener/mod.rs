@@ -32,7 +32,7 @@ use accept::Socket;
 use counters::Counters;
 
 /// How a listener is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// As in the configuration; unique among listeners.
     pub name: String,

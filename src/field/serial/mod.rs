@@ -35,7 +35,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 const MAX_COMMANDS: usize = 64;
 
 /// One serial device and its port.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// The device's name in topics, and the adapter's.
     pub name: Arc<str>,
@@ -51,7 +51,7 @@ pub struct Settings {
 }
 
 /// How frames become values.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Decode {
     Parse(ParseRule),
     /// `decodeUplink`; its `encodeDownlink`, if it has one, takes the commands that have no [`CommandRule`].

@@ -21,7 +21,7 @@ use crate::message::{Message, Properties, QoS};
 use crate::topic::TopicName;
 
 /// What the server allows; shared by the connections of a listener.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Of inbound packets, in bytes.
     pub max_packet_size: u32,

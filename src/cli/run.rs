@@ -1,0 +1,184 @@
+//! `fieldgate run`: the gateway as a service, with signals and systemd's notifications.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::{SYSTEM_ERROR, check, log};
+use crate::clock::Clock;
+use crate::config::{self, Config, Loaded};
+use crate::gateway::{Gateway, Reload};
+use crate::supervise::describe;
+use crate::web::log::LogRing;
+
+pub fn run(path: &Path) -> ExitCode {
+    let Loaded { config, warnings } = match check::load(path) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let clock = Clock::start(&boot_id());
+    let ring = LogRing::new(clock.clone());
+    log::start(config.log, &clock, &ring);
+    for line in warnings.lines() {
+        warn!(warning = line, "configuration");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "the system gives no threads");
+            return ExitCode::from(SYSTEM_ERROR);
+        }
+    };
+    let code = runtime.block_on(serve(path, config, clock, ring));
+    // What still blocks a thread, such as the name lookup of an upstream, is not worth waiting for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    code
+}
+
+async fn serve(path: &Path, config: Config, clock: Clock, ring: LogRing) -> ExitCode {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            error!(%error, "signals cannot be received");
+            return ExitCode::from(SYSTEM_ERROR);
+        }
+    };
+    let gateway = match Gateway::bind(config, clock, ring).await {
+        Ok(gateway) => gateway,
+        Err(error) => {
+            error!("{}", describe(&error));
+            return ExitCode::from(SYSTEM_ERROR);
+        }
+    };
+    let name = gateway.handle().name().clone();
+    let (stop, shutdown) = watch::channel(false);
+    let (reload, reloads) = mpsc::channel(1);
+    let running = gateway.run(shutdown, reloads);
+    tokio::pin!(running);
+    info!(gateway = %name, version = env!("CARGO_PKG_VERSION"), "running");
+    notify(&[NotifyState::Ready, NotifyState::Status("running")]);
+    let mut watchdog = watchdog();
+    loop {
+        tokio::select! {
+            () = &mut running => return ExitCode::SUCCESS,
+            _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
+            asked = signals.next() => match asked {
+                Asked::Reload => {
+                    tokio::select! {
+                        () = reload_config(path, &reload) => {}
+                        () = &mut running => return ExitCode::SUCCESS,
+                    }
+                }
+                Asked::Stop(signal) => {
+                    info!(signal, "stopping; once more to stop at once");
+                    notify(&[NotifyState::Stopping]);
+                    let _ = stop.send(true);
+                    break;
+                }
+            },
+        }
+    }
+    loop {
+        tokio::select! {
+            () = &mut running => {
+                info!("stopped");
+                return ExitCode::SUCCESS;
+            }
+            asked = signals.next() => if let Asked::Stop(signal) = asked {
+                warn!(signal, "stopping at once");
+                std::process::exit(130);
+            }
+        }
+    }
+}
+
+/// Reads the configuration again and hands it to the gateway, if it is right.
+async fn reload_config(path: &Path, reload: &mpsc::Sender<Reload>) {
+    let mut reloading = vec![NotifyState::Reloading];
+    reloading.extend(NotifyState::monotonic_usec_now());
+    notify(&reloading);
+    let file = path.to_path_buf();
+    let loaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
+    match loaded {
+        Ok(Ok(Loaded { config, warnings })) => {
+            for line in warnings.lines() {
+                warn!(warning = line, "configuration");
+            }
+            let (done, changes) = oneshot::channel();
+            if reload.send(Reload { config, done }).await.is_ok() {
+                let changes = changes.await.map_or(0, |changes| changes.len());
+                info!(changes, "configuration read again");
+            }
+        }
+        Ok(Err(reports)) => {
+            for line in reports.lines() {
+                error!(problem = line, "configuration");
+            }
+            error!(path = %path.display(), "the configuration is wrong and nothing was changed");
+        }
+        Err(fault) => error!(%fault, "the configuration could not be read"),
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// What the operator asks for by signals.
+enum Asked {
+    Stop(&'static str),
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// # Cancel safety
+    /// No signal is lost.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
+            _ = self.hang_up.recv() => Asked::Reload,
+        }
+    }
+}
+
+/// Ticks twice as often as systemd wants to hear from us; never, where it does not.
+fn watchdog() -> tokio::time::Interval {
+    let period = sd_notify::watchdog_enabled().map_or(Duration::from_secs(86_400), |interval| interval / 2);
+    let mut interval = tokio::time::interval(period.max(Duration::from_millis(10)));
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}
+
+/// Tells systemd, if it asked to be told.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "systemd cannot be notified");
+    }
+}
+
+/// Tells this start from every other one.
+pub fn boot_id() -> String {
+    let mut bytes = [0; 8];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        // Without randomness the process id and time still differ from start to start.
+        Err(_) => format!("{:x}-{:x}", std::process::id(), Clock::start("").now().0),
+    }
+}

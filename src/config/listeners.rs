@@ -1,0 +1,102 @@
+//! The section `listeners`, and the listeners' share of `limits`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::claims::{Claim, Resource};
+use super::report::Report;
+use super::scalar::{Name, Size, words};
+use super::table::Table;
+use super::tls;
+use crate::hub::access::{self, Anonymous};
+use crate::listener::{Address, Settings, Transport};
+use crate::proto::mqtt::server;
+
+words!(Transport, "a protocol", "mqtt" => Transport::Mqtt, "websockets" => Transport::WebSocket);
+
+/// What `limits` says about connections.
+pub(super) struct ConnectionLimits {
+    pub max_connections: usize,
+    pub limits: server::Settings,
+}
+
+pub(super) fn limits(table: &mut Table<'_>) -> ConnectionLimits {
+    let defaults = server::Settings::default();
+    let max_packet_size = table
+        .value("max_packet_size", "The largest packet accepted from a client.")
+        .range(Size(1024)..=Size::mib(256))
+        .or(Size(u64::from(defaults.max_packet_size)));
+    ConnectionLimits {
+        max_connections: table
+            .value("max_connections", "Connections of one listener at a time.")
+            .range(1..=1_000_000)
+            .or(10_000),
+        limits: server::Settings {
+            max_packet_size: u32::try_from(max_packet_size.0).unwrap_or(u32::MAX),
+            receive_maximum: table
+                .value("receive_maximum", "QoS 1 and 2 messages accepted from one client and not yet acknowledged.")
+                .range(1..=u16::MAX)
+                .or(defaults.receive_maximum),
+            topic_alias_maximum: table
+                .value("max_topic_alias", "Topic aliases that one client may set.")
+                .or(defaults.topic_alias_maximum),
+            connect_timeout: table
+                .value("connect_timeout", "How long a client may take to say who it is, the TLS handshake included.")
+                .range(Duration::from_secs(1)..=Duration::from_secs(300))
+                .or(defaults.connect_timeout),
+            max_keep_alive: table
+                .value::<Duration>("max_keepalive", "The longest keep alive; clients may choose freely if absent.")
+                .range(Duration::from_secs(1)..=Duration::from_secs(65_535))
+                .optional()
+                .map(|interval| u16::try_from(interval.as_secs()).unwrap_or(u16::MAX)),
+        },
+    }
+}
+
+pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access: &access::Settings) -> Vec<Settings> {
+    let mut names = Vec::new();
+    let given = table.place_of("listeners").is_some();
+    let listeners = table.list("listeners", "Where MQTT clients connect; 127.0.0.1:1883 if absent.", |table| {
+        let name = table.value::<Name>("name", "Names the listener in the log and the UI.").required_at();
+        names.extend(name.clone());
+        let owner = format!("listener `{}`", name.as_ref().map_or("?", |name| &name.value.0));
+        table.exactly_one(&["address", "unix"]);
+        let tcp = table.value::<SocketAddr>("address", "Address and port; 0.0.0.0 or [::] for all interfaces.");
+        let tcp = tcp.optional_at();
+        let unix = table.value::<PathBuf>("unix", "The path of a Unix socket, instead of an address.").optional();
+        let transport = table.value("protocol", "`websockets` is for browsers.").or(Transport::Mqtt);
+        let tls = table.optional("tls", "Encrypt, with this certificate.", tls::server);
+        let max_connections = table
+            .value("max_connections", "Connections at a time, where it differs from `limits`.")
+            .range(1..=1_000_000)
+            .or_else("that of `limits`", || limits.max_connections);
+        if let Some(tcp) = &tcp {
+            table.cx.claim(Claim { resource: Resource::TcpListen(tcp.value), place: tcp.span, owner });
+            let closed = access.users.is_empty() && access.anonymous != Anonymous::Always;
+            if closed && !tcp.value.ip().is_loopback() {
+                let message = "there are no users, so clients on other machines will be refused";
+                let help = "add `users:` (see `fieldgate passwd`), or `allow_anonymous: always` in a network you trust";
+                table.report(Report::warning(tcp.span, message).help(help));
+            }
+        }
+        let address = tcp.map(|tcp| Address::Tcp(tcp.value)).or(unix.map(Address::Unix));
+        Some(Settings {
+            name: name?.value.0,
+            address: address?,
+            transport,
+            tls,
+            max_connections,
+            limits: limits.limits.clone(),
+        })
+    });
+    table.cx.unique("listeners", names.iter().map(|name| (name.value.0.as_str(), name.span)));
+    if given {
+        return listeners;
+    }
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1883));
+    let owner = "the default listener".to_owned();
+    table.cx.claim(Claim { resource: Resource::TcpListen(address), place: table.place, owner });
+    let max_connections = limits.max_connections;
+    vec![Settings { max_connections, limits: limits.limits.clone(), ..Settings::new("local", address) }]
+}

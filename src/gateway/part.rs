@@ -1,0 +1,146 @@
+//! The components as the configuration names them: how each is bound, and its place in the order of things.
+
+use std::sync::Arc;
+
+use super::Handle;
+use crate::bridge::{self, Upstream};
+use crate::config::Config;
+use crate::field::mapping::PayloadForm;
+use crate::field::{self, Exchange};
+use crate::listener::Listener;
+use crate::observe::Kind;
+use crate::supervise::{Bound, Failure, Label};
+use crate::{listener, sensornet, web};
+
+/// One component and all that the configuration says about it. Equal parts need no restart.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Part {
+    Listener(listener::Settings),
+    Sensornet(sensornet::Settings),
+    Translator(field::translate::Settings),
+    Bus(field::modbus::Settings),
+    Serial(field::serial::Settings),
+    Plugin(field::process::Settings),
+    Upstream(Box<bridge::Settings>),
+    Web(web::Settings),
+}
+
+/// The order of starting; stopping goes the other way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    Listeners,
+    Sensors,
+    Field,
+    Upstreams,
+    Web,
+}
+
+/// Everything that `config` wants to run, in the order of starting.
+pub(super) fn parts(config: &Config) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    parts.extend(config.listeners.iter().cloned().map(Part::Listener));
+    parts.extend(config.mqttsn.iter().cloned().map(Part::Sensornet));
+    parts.extend(config.translators.iter().cloned().map(Part::Translator));
+    parts.extend(config.buses.iter().cloned().map(Part::Bus));
+    parts.extend(config.serial.iter().cloned().map(Part::Serial));
+    parts.extend(config.plugins.iter().cloned().map(Part::Plugin));
+    parts.extend(config.upstreams.iter().cloned().map(|settings| Part::Upstream(Box::new(settings))));
+    parts.extend(config.web.iter().cloned().map(Part::Web));
+    parts
+}
+
+impl Part {
+    pub fn label(&self) -> Label {
+        let (kind, name) = match self {
+            Self::Listener(settings) => (Kind::Listener, &*settings.name),
+            Self::Sensornet(_) => (Kind::Listener, "mqttsn"),
+            Self::Translator(settings) => (Kind::Adapter, &*settings.name),
+            Self::Bus(settings) => (Kind::Adapter, &*settings.name),
+            Self::Serial(settings) => (Kind::Adapter, &*settings.name),
+            Self::Plugin(settings) => (Kind::Adapter, &*settings.name),
+            Self::Upstream(settings) => (Kind::Upstream, &*settings.name),
+            Self::Web(_) => (Kind::Listener, "web"),
+        };
+        Label { kind, name: name.to_owned() }
+    }
+
+    pub fn rank(&self) -> Rank {
+        match self {
+            Self::Listener(_) => Rank::Listeners,
+            Self::Sensornet(_) => Rank::Sensors,
+            Self::Translator(_) | Self::Bus(_) | Self::Serial(_) | Self::Plugin(_) => Rank::Field,
+            Self::Upstream(_) => Rank::Upstreams,
+            Self::Web(_) => Rank::Web,
+        }
+    }
+
+    /// Whether the gateway refuses to start without it: what others rely on to reach the gateway.
+    pub fn must_bind(&self) -> bool {
+        matches!(self, Self::Listener(_) | Self::Sensornet(_) | Self::Web(_))
+    }
+
+    /// As in "serial device `scale`".
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Listener(settings) => format!("listener `{}` on {}", settings.name, settings.address),
+            Self::Sensornet(settings) => format!("the MQTT-SN gateway on {}", settings.address),
+            Self::Translator(settings) => format!("translator `{}`", settings.name),
+            Self::Bus(settings) => format!("bus `{}`", settings.name),
+            Self::Serial(settings) => format!("serial device `{}`", settings.name),
+            Self::Plugin(settings) => format!("plugin `{}`", settings.name),
+            Self::Upstream(settings) => format!("upstream `{}`", settings.name),
+            Self::Web(settings) => format!("the web UI on {}", settings.address),
+        }
+    }
+
+    /// Opens what the component needs.
+    pub async fn bind(&self, handle: &Arc<Handle>) -> Result<Bound, Failure> {
+        let hub = handle.hub();
+        let exchange = |name: &str, devices: Vec<Arc<str>>| Exchange::attach(hub, name, devices, PayloadForm::Json);
+        match self.clone() {
+            Self::Listener(settings) => {
+                let listener = Listener::bind(settings, hub.clone()).await?;
+                Ok(Bound::new(Some(listener.observe()), |shutdown| listener.run(shutdown)))
+            }
+            Self::Sensornet(settings) => {
+                let sensornet = sensornet::bind(settings, hub.clone()).await?;
+                Ok(Bound::new(Some(sensornet.observe()), |shutdown| sensornet.run(shutdown)))
+            }
+            Self::Translator(settings) => {
+                let translator = field::translate::Translator::bind(settings, hub, PayloadForm::Json)?;
+                Ok(Bound::new(Some(translator.observe()), |shutdown| translator.run(shutdown)))
+            }
+            Self::Bus(settings) => {
+                let devices = settings.devices.iter().map(|device| device.name.clone()).collect();
+                let exchange = exchange(&settings.name, devices)?;
+                let bus = field::modbus::Bus::new(settings, exchange);
+                Ok(Bound::new(Some(bus.observe()), |shutdown| bus.run(shutdown)))
+            }
+            Self::Serial(settings) => {
+                let exchange = exchange(&settings.name, vec![settings.name.clone()])?;
+                let adapter = field::serial::Adapter::bind(settings, exchange)?;
+                Ok(Bound::new(Some(adapter.observe()), |shutdown| adapter.run(shutdown)))
+            }
+            Self::Plugin(settings) => {
+                let exchange = exchange(&settings.name, settings.devices.clone())?;
+                let adapter = field::process::Adapter::bind(settings, exchange)?;
+                Ok(Bound::new(Some(adapter.observe()), |shutdown| adapter.run(shutdown)))
+            }
+            Self::Upstream(settings) => {
+                let upstream = Upstream::bind(*settings, handle.name(), hub.clone())?;
+                handle.add_upstream(upstream.handle());
+                Ok(Bound::new(Some(Arc::new(upstream.handle())), |shutdown| upstream.run(shutdown)))
+            }
+            Self::Web(settings) => {
+                let parts = web::Parts {
+                    gateway: handle.name().clone(),
+                    hub: hub.clone(),
+                    log: handle.log().clone(),
+                    controls: handle.clone(),
+                };
+                let server = web::Server::bind(settings, parts).await?;
+                Ok(Bound::new(Some(server.observe()), |shutdown| server.run(shutdown)))
+            }
+        }
+    }
+}
