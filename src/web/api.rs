@@ -333,6 +333,7 @@ async fn post_login(
     // Counted before the check, so that many guesses at the same time are not free.
     app.logins.failed(peer.ip(), Instant::now());
     if !check_password(&app, &user, password).await {
+        app.logins.refused(peer.ip(), Instant::now());
         app.counters.failed_logins.fetch_add(1, Ordering::Relaxed);
         warn!(%peer, "wrong user or password for the web UI");
         return Err(wrong_password());

@@ -109,6 +109,13 @@ impl Logins {
         failures.last = now;
     }
 
+    /// The password noted by [`Logins::failed`] was wrong indeed: the wait begins now, not before the check.
+    pub fn refused(&self, address: IpAddr, now: Instant) {
+        if let Some(failures) = self.inner.lock().failures.get_mut(&network(address)) {
+            failures.last = now;
+        }
+    }
+
     pub fn succeeded(&self, address: IpAddr) {
         self.inner.lock().failures.remove(&network(address));
     }

@@ -131,7 +131,7 @@ function sessionRow() {
 function listenerTable() {
   const body = h('ul', { class: 'rows wide' });
   const rows = new Map();
-  const element = h('section', { 'aria-label': 'Listeners' }, h('h2', {}, 'Listeners'), h('div', { class: 'panel' }, body));
+  const element = h('section', { 'aria-label': 'Listeners and store' }, h('h2', {}, 'Listeners and store'), h('div', { class: 'panel' }, body));
   return {
     element,
     update() {

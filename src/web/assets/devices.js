@@ -55,7 +55,7 @@ function row(columns) {
   const facts = h('dl', { class: 'facts' });
   const since = h('span', { class: 'nowrap' });
   const cells = [name, parent, badge.element, [reason, facts], since];
-  const element = h('tr', {}, ...cells.map((cell, index) => h('td', { 'data-label': columns[index] }, cell)));
+  const element = h('tr', {}, ...cells.map((cell, index) => h('td', { 'data-label': columns[index] }, h('div', {}, cell))));
   return {
     element,
     update(component) {
