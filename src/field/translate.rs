@@ -160,6 +160,9 @@ impl DeviceTemplate {
     pub fn device(&self, filter: &TopicFilter, topic: &str) -> Result<String, NameError> {
         let levels = filter.as_str().split('/').zip(topic.split('/'));
         let captured: Vec<&str> = levels.filter(|(wanted, _)| *wanted == "+").map(|(_, level)| level).collect();
+        if captured.iter().any(|level| level.is_empty()) {
+            return Err(NameError::Empty);
+        }
         let name = self.fill(&captured);
         check_device_name(&name).map(|()| name)
     }
@@ -421,7 +424,7 @@ mod tests {
         check("{1}", "sensors/+/raw", "sensors/s7/raw", Some("s7"));
         check("{2}-{1}", "+/x/+/#", "a/x/b/c/d", Some("b-a"));
         check("fixed", "up", "up", Some("fixed"));
-        check("{1}", "sensors/+/raw", "sensors//raw", None);
+        check("s-{1}", "sensors/+/raw", "sensors//raw", None);
         check("{1}", "sensors/+/raw", &format!("sensors/{}/raw", "x".repeat(129)), None);
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::access::{self, Identity, Pattern, Rule, Subject};
 use super::*;
 use crate::message::QoS;
+use crate::store;
 
 fn hub() -> Hub {
     Hub::new(Settings::default(), Clock::start("test"), None).unwrap()
@@ -258,4 +259,37 @@ fn limits_hold() {
     assert_eq!(try_one("a"), Ok(()));
     assert_eq!(try_one("b"), Err(SubscribeError::QuotaExceeded));
     assert!(matches!(say(&mut a, "a/b/c/d", "", QoS::AtMostOnce), Outcome::Refused(Refusal::TopicInvalid)));
+}
+
+#[test]
+fn sessions_queues_and_retained_messages_come_back_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = || {
+        let clock = Clock::start("test");
+        let store = store::Store::bind(store::Settings::new(directory.path()), clock.clone()).unwrap();
+        Hub::new(Settings::default(), clock, Some(store)).unwrap()
+    };
+    let hub = start();
+    let mut a = hub.attach(persistent("a")).unwrap();
+    subscribe(&mut a, "x", QoS::ExactlyOnce);
+    a.detach(false, None);
+    let mut b = client(&hub, "b");
+    for payload in ["1", "2", "3"] {
+        assert!(matches!(say(&mut b, "x", payload, QoS::AtLeastOnce), Outcome::Pending(_)));
+    }
+    b.publish(Publish { retain: true, qos: QoS::AtLeastOnce, ..Publish::new("kept", "r") });
+    b.flush();
+    drop(b);
+    hub.store().unwrap().clone().close();
+    drop(hub);
+
+    let hub = start();
+    let mut a = hub.attach(persistent("a")).unwrap();
+    assert!(a.session_present());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let first = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), a.next()).await.unwrap() });
+    assert_eq!(first.len(), 3);
+    let mut b = client(&hub, "b");
+    subscribe(&mut b, "kept", QoS::AtMostOnce);
+    assert_eq!(heard(&mut b), ["kept=r 0r"]);
 }
