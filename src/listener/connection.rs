@@ -308,7 +308,7 @@ impl Connection {
             step = next;
         }
         self.flush_acks(&mut scratch.output)?;
-        if step.is_none() && self.hungry && self.unwritten.is_empty() {
+        if step.is_none() && self.hungry && self.unwritten.is_empty() && !self.server.acks().holds_suback() {
             moved += 1;
             self.deliver(scratch, WRITE_BYTES);
         }

@@ -31,6 +31,8 @@ pub enum AckState {
 #[derive(Debug)]
 pub struct Acks<R> {
     waiting: VecDeque<(Answer, Option<R>)>,
+    /// How many of `waiting` are SUBACKs.
+    subacks: usize,
 }
 
 /// What is written when its turn has come.
@@ -48,7 +50,7 @@ const ACKS_KEPT: usize = 16;
 
 impl<R> Acks<R> {
     const fn new() -> Self {
-        Self { waiting: VecDeque::new() }
+        Self { waiting: VecDeque::new(), subacks: 0 }
     }
 
     /// How many wait.
@@ -58,6 +60,11 @@ impl<R> Acks<R> {
 
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Whether a SUBACK waits: messages of its subscriptions should come after it.
+    pub fn holds_suback(&self) -> bool {
+        self.subacks > 0
     }
 
     /// The next answer whose turn it is and whose receipt is done.
@@ -78,6 +85,7 @@ impl<R> Acks<R> {
             return Ok(None);
         }
         let Some((answer, _)) = self.waiting.pop_front() else { return Ok(None) };
+        self.subacks -= usize::from(matches!(answer, Answer::Encoded(_)));
         if let (AckState::Failed, Answer::Ack(kind, packet_id, _)) = (state, &answer) {
             failed(*kind, *packet_id);
         }
@@ -180,6 +188,7 @@ impl<R> Inbound<R> {
         }
         self.acks.waiting.extend(receipts.into_iter().map(|receipt| (Answer::Nothing, Some(receipt))));
         self.acks.waiting.push_back((Answer::Encoded(packet.into()), last));
+        self.acks.subacks += 1;
     }
 
     /// Writes the acknowledgements whose turn has come.

@@ -1,0 +1,7 @@
+//! The listener and the hub together, driven by packet scripts over real sockets on ports the system chooses.
+
+mod connections;
+mod delivery;
+mod harness;
+mod sessions;
+mod transports;
