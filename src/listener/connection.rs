@@ -459,3 +459,19 @@ struct Round {
     moved: usize,
     step: Option<Step>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The future of an idle connection stays allocated as long as the connection: with the session, its link and the
+    /// socket's registration it should stay under 4 KiB.
+    #[test]
+    fn an_idle_connection_is_small() {
+        fn size_of_future<F>(_: impl Fn(Accepted, Arc<Shared>, Admitted) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size_of_future(serve);
+        assert!(size <= 1536, "the future of a connection has grown to {size} bytes");
+    }
+}

@@ -85,7 +85,8 @@ impl Connection {
                     Ok(())
                 }
                 (Event::Subscribe(packet), Some(link)) => {
-                    subscribe(link, &packet, is_bridge).map(|(packet_id, reasons, receipts)| {
+                    let packet_id = packet.packet_id;
+                    subscribe(link, &packet, is_bridge).map(|Granted { reasons, receipts }| {
                         self.server.suback(packet_id, &reasons, receipts, &mut output.bytes);
                         self.hungry = true;
                     })
@@ -244,12 +245,14 @@ fn answer_publish(
     Ok(())
 }
 
+/// What a SUBACK says, and what it waits for.
+struct Granted {
+    reasons: Vec<ReasonCode>,
+    receipts: Vec<Arc<Receipt>>,
+}
+
 /// Subscribes to each entry in turn (MQTT 5.0 §3.8.4).
-fn subscribe(
-    link: &mut Link,
-    packet: &Subscribe<'_>,
-    is_bridge: bool,
-) -> Result<(PacketId, Vec<ReasonCode>, Vec<Arc<Receipt>>), ProtocolError> {
+fn subscribe(link: &mut Link, packet: &Subscribe<'_>, is_bridge: bool) -> Result<Granted, ProtocolError> {
     let identifier = packet.properties.iter().find_map(|property| match property {
         Property::SubscriptionIdentifier(identifier) => Some(identifier),
         _ => None,
@@ -286,7 +289,7 @@ fn subscribe(
             Err(SubscribeError::Detached) => ReasonCode::UnspecifiedError,
         });
     }
-    Ok((packet.packet_id, reasons, receipts))
+    Ok(Granted { reasons, receipts })
 }
 
 fn unsubscribe(link: &mut Link, packet: &Unsubscribe<'_>) -> Result<(PacketId, Vec<ReasonCode>), ProtocolError> {

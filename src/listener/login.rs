@@ -37,10 +37,9 @@ pub(super) async fn log_in(
 ) -> Result<LoggedIn, Refused> {
     let ConnectRequest { client_id, clean_start, expiry, receive_maximum, will, user_name, password, version, .. } =
         request;
-    let identity = authenticate(shared, user_name, password, from_loopback).await.map_err(|refused| {
+    let identity = authenticate(shared, user_name, password, from_loopback).await.inspect_err(|refused| {
         shared.counters.failed_logins.fetch_add(1, Ordering::Relaxed);
         info!(listener = shared.name, peer, client = &*client_id, "login refused: {}", refused.what);
-        refused
     })?;
     let assigned = client_id.is_empty();
     let client_id = if assigned { assigned_client_id()? } else { client_id.into() };

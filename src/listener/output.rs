@@ -179,7 +179,7 @@ mod tests {
                 expected.extend([round; 2]);
             }
             poll_fn(|cx| Poll::Ready(unwritten.send(&mut output, &mut near, cx))).await.unwrap();
-            assert!(output.is_empty() && output.len() == 0);
+            assert_eq!(output.len(), 0);
         }
         assert_eq!(unwritten.len(), expected.len() - 10);
         let mut got = vec![0; expected.len()];
@@ -189,6 +189,6 @@ mod tests {
         read.unwrap();
         write.unwrap();
         assert_eq!(got, expected);
-        assert!(unwritten.is_empty() && unwritten.len() == 0);
+        assert_eq!(unwritten.len(), 0);
     }
 }

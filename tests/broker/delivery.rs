@@ -183,3 +183,32 @@ async fn a_burst_arrives_complete_and_in_order() {
     tokio::join!(sent, received);
     broker.stop().await;
 }
+
+#[tokio::test]
+async fn a_subscriber_that_does_not_read_stops_nobody() {
+    const MESSAGES: usize = 10_000;
+    let broker = Broker::start().await;
+    let mut stuck = broker.connect_3("stuck").await;
+    let mut reader = broker.connect_3("reader").await;
+    for peer in [&mut stuck, &mut reader] {
+        peer.send(r#"82 06 0001 0001 "a" 00"#).await;
+        peer.expect("90 03 0001 00").await;
+    }
+    let mut from = broker.connect_3("from").await;
+    let padding = "00".repeat(996);
+    // 1,003 bytes of remaining length: EB 07.
+    let message = |index: usize| format!(r#"30 EB 07 0001 "a" {index:08X} {padding}"#);
+    let send = async {
+        for index in 0..MESSAGES {
+            from.send(&message(index)).await;
+        }
+    };
+    let receive = async {
+        for index in 0..MESSAGES {
+            reader.expect(&message(index)).await;
+        }
+    };
+    tokio::join!(send, receive);
+    stuck.expect(&message(0)).await;
+    broker.stop().await;
+}
