@@ -64,7 +64,9 @@ mqttsn:
         subprocess.run(command, check=True, timeout=10)
 
     def mqtt_subscribe(self, topic, count=1):
-        command = ["mosquitto_sub", "-p", str(self.mqtt), "-t", topic, "-q", "1", "-C", str(count), "-W", "15", "-d"]
+        # It says on its standard output when it has subscribed, but would keep that in a buffer.
+        command = ["stdbuf", "-oL", "mosquitto_sub", "-p", str(self.mqtt), "-t", topic]
+        command += ["-q", "1", "-C", str(count), "-W", "15", "-d"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         lines = iter(process.stdout.readline, "")
         assert any("Subscribed" in line for line in lines)
