@@ -236,6 +236,9 @@ impl Owner {
         if !outcome.replanned && !came_back {
             // The interval of a read that was refused for good has just grown.
             let interval = self.devices[number].reads.get(entry.read).map_or(planned.interval, |read| read.interval);
+            if interval != planned.interval {
+                self.status.set_plan(number, &self.devices[number]);
+            }
             let skipped = self.schedule.done(number, entry.read, interval, now);
             self.status.count(number, Count::SkippedPolls(skipped));
         }
@@ -282,7 +285,7 @@ impl Owner {
                 self.connection = None;
                 let error = source.to_string();
                 info!(bus = %self.settings.name, %error, "bus connection lost");
-                self.status.failed(number, error.clone());
+                self.tell_error(number, error.clone());
                 if !self.has_answered {
                     // A peer that takes connections and hangs up when asked is no better than a silent one.
                     self.missed(number, error.clone());
@@ -308,7 +311,7 @@ impl Owner {
     fn heard(&mut self, number: usize, answer: Answer) -> Result<Exchanged, NoAnswer> {
         if let Answer::Exception(code) = answer {
             self.status.count(number, Count::Exception(code));
-            self.status.failed(number, exception_name(code));
+            self.tell_error(number, exception_name(code));
         }
         self.status.answered(number, self.exchange.clock().now());
         let came_back = self.devices[number].heard(Instant::now());
@@ -321,7 +324,7 @@ impl Owner {
     }
 
     fn missed(&mut self, number: usize, error: String) -> NoAnswer {
-        self.status.failed(number, error.clone());
+        self.tell_error(number, error.clone());
         if self.devices[number].missed(Instant::now()) {
             self.reschedule(number);
             self.tell_down(number, "the device does not answer");
@@ -366,6 +369,10 @@ impl Owner {
         }
         self.exchange.publish_state(device, &DeviceState { health, reason, since });
         true
+    }
+
+    fn tell_error(&self, number: usize, error: String) {
+        self.status.failed(number, error, self.exchange.clock().now());
     }
 
     fn tell_down(&mut self, number: usize, reason: &str) {

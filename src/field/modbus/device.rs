@@ -155,12 +155,15 @@ impl Attendance {
         true
     }
 
-    /// Takes note that the bus lost its connection and did not get it back at once.
+    /// Takes note that the bus lost its connection and did not get it back at once. What was known about a device that
+    /// did not answer is worth nothing after that: whatever stood in the way may be gone with the connection.
     pub fn link_lost(&mut self, now: Instant) {
-        if !matches!(self.standing, Standing::Down { .. }) {
-            let bad_at = Some(self.last_answer.unwrap_or(now) + self.device.bad_after);
-            self.standing = Standing::Down { why: Why::NoLink, bad_at };
-        }
+        let bad_at = match &self.standing {
+            Standing::Down { bad_at, .. } => *bad_at,
+            _ => Some(self.last_answer.unwrap_or(now) + self.device.bad_after),
+        };
+        self.standing = Standing::Down { why: Why::NoLink, bad_at };
+        self.backoff.reset();
     }
 
     /// Takes note that the bus is connected again. Whether the device answers will be seen.
@@ -503,6 +506,19 @@ mod tests {
         assert_eq!(meter.entries(0, now).len(), 1);
         assert!(meter.heard(now));
         assert_eq!(meter.health(), (Health::Good, None));
+    }
+
+    #[test]
+    fn a_dead_device_is_asked_again_as_soon_as_its_lost_bus_is_back() {
+        let now = Instant::now();
+        let mut meter = attendance(device(&[0]));
+        for _ in 0..9 {
+            meter.missed(now);
+        }
+        assert_eq!(meter.entries(0, now)[0].due, now + 30 * SECOND);
+        meter.link_lost(now);
+        meter.link_restored();
+        assert_eq!(meter.entries(0, now)[0].due, now);
     }
 
     #[test]

@@ -44,7 +44,7 @@ struct DeviceRecord {
     unit: String,
     standing: Standing,
     last_answer: Option<UnixMillis>,
-    last_error: Option<String>,
+    last_error: Option<(String, UnixMillis)>,
     plan: Vec<PlanLine>,
     counters: Counters,
     lateness: Lateness,
@@ -137,8 +137,8 @@ impl BusStatus {
         self.with(device, |record| record.last_answer = Some(now));
     }
 
-    pub(super) fn failed(&self, device: usize, error: String) {
-        self.with(device, |record| record.last_error = Some(error));
+    pub(super) fn failed(&self, device: usize, error: String, now: UnixMillis) {
+        self.with(device, |record| record.last_error = Some((error, now)));
     }
 
     pub(super) fn add_discarded(&self, bytes: u64) {
@@ -226,7 +226,7 @@ impl DeviceRecord {
         facts.extend(self.last_answer.map(|at| ("last answer", at.to_string())));
         facts
             .push(("requests", format!("{requests}, {timeouts} without answer, {garbled} garbled, {refused} refused")));
-        facts.extend(self.last_error.clone().map(|error| ("last error", error)));
+        facts.extend(self.last_error.as_ref().map(|(error, at)| ("last error", format!("{error}, at {at}"))));
         facts.push(("reads", self.plan.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")));
         facts
     }
