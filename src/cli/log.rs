@@ -9,7 +9,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -27,7 +27,8 @@ pub fn start(log: config::Log, clock: &Clock, ring: &LogRing) {
         config::Level::Trace => LevelFilter::TRACE,
     };
     // What libraries say below WARN is about themselves.
-    let targets = Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("fieldgate", level);
+    let targets =
+        |level: LevelFilter| Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("fieldgate", level);
     let to_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let shape = match log.format {
         Format::Json => Shape::Json,
@@ -38,9 +39,12 @@ pub fn start(log: config::Log, clock: &Clock, ring: &LogRing) {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colours)
-        .event_format(Lines { shape, clock: clock.clone() });
+        .event_format(Lines { shape, clock: clock.clone() })
+        .with_filter(targets(level));
+    // The web UI's log page is worth something also where standard error is kept quiet.
+    let page = ring.layer().with_filter(targets(level.max(LevelFilter::INFO)));
     // A second start in one process, as in tests, keeps the first one's subscriber.
-    let _ = tracing_subscriber::registry().with(targets).with(lines).with(ring.layer()).try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(page).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("panic");

@@ -4,9 +4,11 @@
 //! missing permission, a full disk).
 
 mod check;
+mod demo;
 mod log;
 mod passwd;
 mod run;
+mod signals;
 mod terminal;
 
 use std::path::PathBuf;
@@ -50,6 +52,10 @@ enum Command {
     /// SIGHUP reads the configuration again and applies what has changed: clients, buses and upstreams that did not
     /// change stay connected. A wrong configuration changes nothing. A second SIGTERM or Ctrl-C ends at once.
     Run(ConfigFile),
+    /// Run a gateway with simulated devices and a cloud, to see what it does.
+    ///
+    /// Nothing outside this machine is touched. Ports that are taken are replaced by free ones.
+    Demo(demo::Arguments),
     /// Check a configuration and say what it will run. Changes nothing, opens no port.
     Check(ConfigFile),
     /// Explain the keys of the configuration: type, default and meaning.
@@ -87,6 +93,7 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(ConfigFile { config }) => run::run(&config),
+        Command::Demo(arguments) => demo::demo(arguments),
         Command::Check(ConfigFile { config }) => check::check(&config),
         Command::Keys { prefix } => check::keys(prefix.as_deref().unwrap_or_default()),
         Command::Passwd(arguments) => passwd::passwd(&arguments),

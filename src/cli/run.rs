@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use super::signals::{Asked, STOPPED_AT_ONCE, Signals};
 use super::{SYSTEM_ERROR, check, log};
 use crate::clock::Clock;
 use crate::config::{self, Config, Loaded};
@@ -91,7 +91,7 @@ async fn serve(path: &Path, config: Config, clock: Clock, ring: LogRing) -> Exit
             }
             asked = signals.next() => if let Asked::Stop(signal) = asked {
                 warn!(signal, "stopping at once");
-                std::process::exit(130);
+                std::process::exit(STOPPED_AT_ONCE);
             }
         }
     }
@@ -124,38 +124,6 @@ async fn reload_config(path: &Path, reload: &mpsc::Sender<Reload>) {
         Err(fault) => error!(%fault, "the configuration could not be read"),
     }
     notify(&[NotifyState::Ready]);
-}
-
-/// What the operator asks for by signals.
-enum Asked {
-    Stop(&'static str),
-    Reload,
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// # Cancel safety
-    /// No signal is lost.
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
-            _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
-            _ = self.hang_up.recv() => Asked::Reload,
-        }
-    }
 }
 
 /// Ticks twice as often as systemd wants to hear from us; never, where it does not.
