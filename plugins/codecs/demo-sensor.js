@@ -1,4 +1,4 @@
-// The demo's MQTT-SN sensor: five bytes, as battery-powered sensors pack them.
+// The demo's MQTT-SN sensor: five bytes, as battery-powered sensors pack what they measure.
 //
 //   0–1  temperature, signed, big byte first, 0.01 °C      3  battery voltage, 20 mV
 //   2    relative humidity, 0.5 %                          4  flags: bit 0 is set while the door is open

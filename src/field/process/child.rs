@@ -358,7 +358,13 @@ impl Adapter {
                 Level::Error => error!(adapter = %name, message, "adapter program"),
             },
             Ok(FromProgram::Result { id, result }) => match run.commands.remove(&id) {
-                Some((command, _)) => self.answer(&command, result.as_ref().map(Clone::clone).map_err(String::as_str)),
+                Some((command, _)) => self.answer(
+                    &command,
+                    match &result {
+                        Ok(value) => Ok(value.clone()),
+                        Err(error) => Err(error.as_str()),
+                    },
+                ),
                 None => debug!(adapter = %name, id, "answer to a command that does not wait for one"),
             },
             Ok(FromProgram::Log { .. } | FromProgram::Other) => {}
