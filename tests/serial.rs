@@ -97,7 +97,7 @@ fn demo_scale_codec() -> Decode {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("plugins/codecs/demo-scale.js");
     // Generous, because tests share the machine.
     let limits = codec::Limits { time: Duration::from_secs(5), ..codec::Limits::default() };
-    Decode::Codec(codec::Settings { path, limits })
+    Decode::Codec(codec::Settings { limits, ..codec::Settings::new(path) })
 }
 
 fn is_state(state: &'static str) -> impl Fn(&Json) -> bool {
@@ -290,7 +290,8 @@ async fn a_codec_that_loops_costs_its_frame_and_nothing_else() {
     std::fs::write(&path, source).unwrap();
     let limits = codec::Limits { time: Duration::from_millis(500), ..codec::Limits::default() };
     let (mut near, _far, port) = pty();
-    let mut gateway = Gateway::start(settings(&port, Decode::Codec(codec::Settings { path, limits })));
+    let mut gateway =
+        Gateway::start(settings(&port, Decode::Codec(codec::Settings { limits, ..codec::Settings::new(path) })));
     while gateway.observe.statuses()[0].health != Health::Good {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

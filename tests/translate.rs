@@ -28,7 +28,7 @@ fn settings(filter: &str, device: &str) -> Settings {
         name: "raw".into(),
         device: DeviceTemplate::parse(device, &filter).unwrap(),
         filter,
-        codec: codec::Settings { path, limits },
+        codec: codec::Settings { limits, ..codec::Settings::new(path) },
         silent_after: None,
     }
 }

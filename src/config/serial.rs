@@ -155,7 +155,9 @@ fn decode(table: &mut Table<'_>) -> Option<Decode> {
 /// A payload codec. The script is run once, so that what is wrong with it is found now.
 pub(super) fn codec(table: &mut Table<'_>, key: &'static str, meaning: &'static str) -> Option<codec::Settings> {
     let path = table.value::<PathBuf>(key, meaning).optional_at()?;
-    let settings = codec::Settings { path: path.value, limits: codec::Limits::default() };
+    let meaning = "What the script finds as `input.fPort`, if it tells messages apart by LoRaWAN's port.";
+    let port = table.value::<u8>("fport", meaning).range(1..=223).or(codec::Settings::DEFAULT_PORT);
+    let settings = codec::Settings { port, ..codec::Settings::new(path.value) };
     if let Err(error) = codec::Codec::load(&settings) {
         table.report(Report::error(path.span, "this codec cannot be used").label(describe(&error)));
     }

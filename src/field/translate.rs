@@ -270,7 +270,6 @@ impl Translator {
         };
         let uplink = Uplink {
             bytes: message.payload.clone(),
-            port: 1,
             received_at: message.accepted_at,
             device: device.name().clone(),
             topic: Some(topic.into()),
@@ -399,7 +398,7 @@ impl Observe for Observer {
 }
 
 fn attach(hub: &Hub, settings: &Settings) -> Result<Link, BindError> {
-    let client_id = format!("adapter/{}", settings.name);
+    let client_id = format!("translator/{}", settings.name);
     let request = Attach { receive_maximum: MAX_MESSAGES_IN_HAND, ..Attach::internal(Face::Adapter, &client_id) };
     let mut link = hub.attach(request)?;
     let filter = SharedFilter { group: None, filter: settings.filter.clone() };

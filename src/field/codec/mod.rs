@@ -51,7 +51,18 @@ const MAX_UNIT_BYTES: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub path: PathBuf,
+    /// What the script finds as `input.fPort`, for scripts that tell messages apart by LoRaWAN's port.
+    pub port: u8,
     pub limits: Limits,
+}
+
+impl Settings {
+    pub const DEFAULT_PORT: u8 = 1;
+
+    /// The script at `path`, with what most scripts need.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), port: Self::DEFAULT_PORT, limits: Limits::default() }
+    }
 }
 
 /// What one call of a script may use.
@@ -77,6 +88,7 @@ pub struct Codec(Arc<Inner>);
 struct Inner {
     name: String,
     can_encode: bool,
+    port: u8,
     limits: Limits,
     /// `None` only while it is being dropped.
     inbox: Option<mpsc::Sender<Call>>,
@@ -103,8 +115,6 @@ struct Counts {
 #[derive(Clone, Debug)]
 pub struct Uplink {
     pub bytes: Bytes,
-    /// LoRaWAN's port; 1 where there is no such thing.
-    pub port: u8,
     pub received_at: UnixMillis,
     pub device: Arc<str>,
     /// The topic the bytes were published on, where they came that way.
@@ -180,10 +190,11 @@ impl Codec {
     /// [`LoadError`] where the file cannot be read, does not parse (with its line), or has no `decodeUplink`.
     pub fn load(settings: &Settings) -> Result<Self, LoadError> {
         let source = read_script(&settings.path)?;
-        Self::from_source(&settings.path, source, settings.limits.clone())
+        Self::from_source(settings, source)
     }
 
-    fn from_source(path: &Path, source: String, limits: Limits) -> Result<Self, LoadError> {
+    fn from_source(settings: &Settings, source: String) -> Result<Self, LoadError> {
+        let Settings { path, port, limits } = settings;
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let stopping = Arc::new(AtomicBool::new(false));
         let (inbox, calls) = mpsc::channel(INBOX_CALLS);
@@ -205,13 +216,14 @@ impl Codec {
                     serve(&mut script, calls, &run);
                 }
             })
-            .map_err(|source| LoadError::Thread { path: path.to_owned(), source })?;
+            .map_err(|source| LoadError::Thread { path: path.clone(), source })?;
         let result = waiting.recv_timeout(limits.time * 2 + GRACE).unwrap_or(Err(CodecError::Stuck));
-        let (decodes, can_encode) = result.map_err(|source| LoadError::Script { path: path.to_owned(), source })?;
+        let (decodes, can_encode) = result.map_err(|source| LoadError::Script { path: path.clone(), source })?;
         let codec = Self(Arc::new(Inner {
             name,
             can_encode,
-            limits,
+            port: *port,
+            limits: limits.clone(),
             inbox: Some(inbox),
             thread: Some(thread),
             ended: std::sync::Mutex::new(ended),
@@ -219,7 +231,7 @@ impl Codec {
             running,
             counts: Counts::default(),
         }));
-        if decodes { Ok(codec) } else { Err(LoadError::NoDecoder(path.to_owned())) }
+        if decodes { Ok(codec) } else { Err(LoadError::NoDecoder(path.clone())) }
     }
 
     /// The script's file name.
@@ -254,7 +266,7 @@ impl Codec {
         }
         let input = to_json(&Input {
             bytes: &uplink.bytes,
-            f_port: uplink.port,
+            f_port: self.0.port,
             recv_time: uplink.received_at.to_string(),
             device: &uplink.device,
             topic: uplink.topic.as_deref(),
@@ -268,7 +280,7 @@ impl Codec {
     /// # Errors
     /// [`CodecError`], as [`Codec::decode`]; the script returns `{ bytes: [0…255, …] }`.
     pub async fn encode(&self, device: &str, point: &str, value: &Value) -> Result<Vec<u8>, CodecError> {
-        let input = serde_json::json!({ "data": { point: to_json_value(value) }, "fPort": 1, "device": device, "variables": {} });
+        let input = serde_json::json!({ "data": { point: to_json_value(value) }, "fPort": self.0.port, "device": device, "variables": {} });
         self.counted(async { read_encoded(&self.call(Entry::EncodeDownlink, input.to_string()).await?) }).await
     }
 
@@ -454,12 +466,12 @@ mod tests {
 
     fn load(source: &str) -> Result<Codec, LoadError> {
         let limits = Limits { time: Duration::from_millis(300), ..Limits::default() };
-        Codec::from_source(Path::new("plugins/x.js"), source.to_owned(), limits)
+        Codec::from_source(&Settings { port: 2, limits, ..Settings::new("plugins/x.js") }, source.to_owned())
     }
 
     fn uplink(bytes: &'static [u8]) -> Uplink {
         let bytes = Bytes::from_static(bytes);
-        Uplink { bytes, port: 2, received_at: UnixMillis(1000), device: "d".into(), topic: Some("t".into()) }
+        Uplink { bytes, received_at: UnixMillis(1000), device: "d".into(), topic: Some("t".into()) }
     }
 
     async fn decode(body: &str) -> Result<Decoded, CodecError> {
@@ -601,10 +613,7 @@ mod tests {
         check("for (;;) {}", "longer than 300 ms");
         check("missing()", "x.js:1:");
         check("export function decodeUplink() {}", "x.js:1:");
-        assert!(matches!(
-            Codec::load(&Settings { path: "no/such.js".into(), limits: Limits::default() }),
-            Err(LoadError::Read { .. })
-        ));
+        assert!(matches!(Codec::load(&Settings::new("no/such.js")), Err(LoadError::Read { .. })));
     }
 
     #[tokio::test]
@@ -654,7 +663,7 @@ mod tests {
     async fn dropping_a_codec_ends_a_call_that_is_running() {
         let limits = Limits { time: Duration::from_secs(60), ..Limits::default() };
         let source = "function decodeUplink() { for (;;) {} }".to_owned();
-        let codec = Codec::from_source(Path::new("x.js"), source, limits).unwrap();
+        let codec = Codec::from_source(&Settings { limits, ..Settings::new("x.js") }, source).unwrap();
         let begun = Instant::now();
         let uplink = uplink(b"");
         let call = codec.decode(&uplink);

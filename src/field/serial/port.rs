@@ -148,7 +148,6 @@ impl Adapter {
             Decoder::Codec(codec) => {
                 let uplink = Uplink {
                     bytes: frame.clone(),
-                    port: 1,
                     received_at: self.exchange.clock().now(),
                     device: self.settings.name.clone(),
                     topic: None,
