@@ -10,7 +10,7 @@ use tracing::error;
 use super::condition::{DropReason, Shared};
 use super::rules::Retain;
 use super::settings::Checked;
-use super::stream::End;
+use super::stream::{End, Progress};
 use super::words::{self, Who};
 use crate::hub::{self, Link, Outcome, Refusal};
 use crate::message::QoS;
@@ -25,8 +25,7 @@ pub(super) struct Inbound<'s, 'a> {
     pub who: Who<'a>,
     pub link: &'s mut Link,
     pub requests: &'s mut Vec<(PacketId, Vec<String>)>,
-    pub unacknowledged: &'s mut usize,
-    pub acknowledged_at: &'s mut Instant,
+    pub progress: &'s mut Progress,
     pub told: &'s mut Vec<&'static str>,
     pub topic: &'s mut String,
 }
@@ -55,7 +54,7 @@ impl Inbound<'_, '_> {
                     return Reply::End(End::Lost(words::not_taken(reason)));
                 }
                 self.link.acknowledge(packet_id);
-                self.progress(now, 1);
+                self.progress.acknowledged(now);
                 if reason.is_error() {
                     self.shared.counters.drop(DropReason::Refused);
                     let what = words::not_taken(reason);
@@ -66,23 +65,18 @@ impl Inbound<'_, '_> {
                 Reply::Nothing
             }
             Event::Received(packet_id) => {
-                self.progress(now, 1);
+                self.progress.acknowledged(now);
                 // An identifier that we do not know is released at once, so that the upstream can let it go.
                 if self.link.received(packet_id) { Reply::Nothing } else { Reply::Release(packet_id) }
             }
             Event::Completed(packet_id) => {
-                self.progress(now, 1);
+                self.progress.acknowledged(now);
                 if self.link.completed(packet_id) {
                     self.shared.counters.sent.fetch_add(1, Ordering::Relaxed);
                 }
                 Reply::Nothing
             }
         }
-    }
-
-    fn progress(&mut self, now: Instant, acknowledged: usize) {
-        *self.acknowledged_at = now;
-        *self.unacknowledged = self.unacknowledged.saturating_sub(acknowledged);
     }
 
     fn subscribed(&mut self, packet_id: PacketId, reasons: &[u8]) {

@@ -36,6 +36,8 @@ use crate::store::{Receipt, ReceiptState};
 const ENCODE_AHEAD_BYTES: usize = 256 * 1024;
 /// How many messages are taken from the session under one lock.
 const TAKE_MESSAGES: usize = 256;
+/// How many messages are sent on a new connection before the first acknowledgement.
+const FIRST_WINDOW: usize = 32;
 /// Room made for one read.
 const READ_BYTES: usize = 32 * 1024;
 /// How long the upstream may leave bytes unread, or messages unacknowledged, before the connection is given up.
@@ -73,13 +75,47 @@ pub(super) struct Stream<'a> {
     is_new: bool,
     /// SUBSCRIBEs that wait for their answer. Nothing is published before: packet identifiers are shared with them.
     requests: Vec<(PacketId, Vec<String>)>,
-    /// QoS 1 and 2 messages that wait for their last acknowledgement.
-    unacknowledged: usize,
-    acknowledged_at: Instant,
+    progress: Progress,
     started: Instant,
     /// Reasons that were logged on this connection already.
     told: Vec<&'static str>,
     topic: String,
+}
+
+/// What was sent and what came back for it.
+///
+/// The window opens as acknowledgements come: a line that keeps breaking before a whole window is through would
+/// otherwise carry the same messages for ever and never an acknowledgement.
+pub(super) struct Progress {
+    /// Packets of QoS 1 and 2 that wait for their next acknowledgement.
+    unacknowledged: usize,
+    /// How many may wait.
+    window: usize,
+    acknowledged_at: Instant,
+}
+
+impl Progress {
+    fn new(now: Instant) -> Self {
+        Self { unacknowledged: 0, window: FIRST_WINDOW, acknowledged_at: now }
+    }
+
+    fn sent(&mut self, now: Instant) {
+        if self.unacknowledged == 0 {
+            self.acknowledged_at = now;
+        }
+        self.unacknowledged += 1;
+    }
+
+    pub fn acknowledged(&mut self, now: Instant) {
+        self.acknowledged_at = now;
+        self.unacknowledged = self.unacknowledged.saturating_sub(1);
+        self.window = (self.window + 1).min(usize::from(u16::MAX));
+    }
+
+    /// How many more may be sent.
+    fn room(&self) -> usize {
+        self.window.saturating_sub(self.unacknowledged)
+    }
 }
 
 /// Bytes to write, and what follows once they are written.
@@ -112,8 +148,7 @@ impl<'a> Stream<'a> {
             unflushed: false,
             is_new: !greeted.session_present,
             requests: Vec::new(),
-            unacknowledged: 0,
-            acknowledged_at: now,
+            progress: Progress::new(now),
             started: now,
             told: Vec::new(),
             topic: String::new(),
@@ -246,7 +281,7 @@ impl<'a> Stream<'a> {
         // Far enough that nobody waits for it.
         let never = now() + Duration::from_secs(3600);
         let stalled = self.writing.bytes.has_remaining().then(|| written_at + STALL);
-        let unanswered = (self.unacknowledged > 0).then(|| self.acknowledged_at + STALL);
+        let unanswered = (self.progress.unacknowledged > 0).then(|| self.progress.acknowledged_at + STALL);
         [self.client.deadline(), stalled, unanswered].into_iter().flatten().min().unwrap_or(never)
     }
 
@@ -255,10 +290,11 @@ impl<'a> Stream<'a> {
         if self.writing.bytes.has_remaining() && now >= written_at + STALL {
             return Err(End::Lost(format!("the upstream has not read anything for {STALL:?}; the connection is dead")));
         }
-        if self.unacknowledged > 0 && now >= self.acknowledged_at + STALL {
+        let Progress { unacknowledged, acknowledged_at, .. } = self.progress;
+        if unacknowledged > 0 && now >= acknowledged_at + STALL {
             return Err(End::Lost(format!(
-                "the upstream has not acknowledged anything for {STALL:?} although {} messages wait for it",
-                self.unacknowledged
+                "the upstream has not acknowledged anything for {STALL:?} although {unacknowledged} messages wait \
+                 for it"
             )));
         }
         self.client.check_deadline(now, self.encoded.bytes.get_mut()).map_err(|error| End::Lost(error.to_string()))
@@ -282,8 +318,7 @@ impl<'a> Stream<'a> {
                             who: self.who,
                             link: &mut self.link,
                             requests: &mut self.requests,
-                            unacknowledged: &mut self.unacknowledged,
-                            acknowledged_at: &mut self.acknowledged_at,
+                            progress: &mut self.progress,
                             told: &mut self.told,
                             topic: &mut self.topic,
                         };
@@ -338,7 +373,7 @@ impl<'a> Stream<'a> {
         while self.encoded.bytes.get_ref().len() < ENCODE_AHEAD_BYTES {
             let Some(outbound) = self.taken.pop_front() else {
                 let mut taken = Vec::from(std::mem::take(&mut self.taken));
-                self.link.take(&mut taken, TAKE_MESSAGES);
+                self.link.take(&mut taken, TAKE_MESSAGES.min(self.progress.room()));
                 self.taken = taken.into();
                 if self.taken.is_empty() {
                     return;
@@ -347,7 +382,7 @@ impl<'a> Stream<'a> {
             };
             match outbound {
                 Outbound::Release(packet_id) => {
-                    self.awaits_acknowledgement(now);
+                    self.progress.sent(now);
                     self.client.release(packet_id, now, self.encoded.bytes.get_mut());
                 }
                 Outbound::Publish(delivery) => {
@@ -392,17 +427,10 @@ impl<'a> Stream<'a> {
         }
         match delivery.packet_id {
             Some(packet_id) if sent.qos == QoS::AtMostOnce => self.encoded.lowered.push(packet_id),
-            Some(_) => self.awaits_acknowledgement(now),
+            Some(_) => self.progress.sent(now),
             None => _ = counters.sent.fetch_add(1, Ordering::Relaxed),
         }
         Ok(())
-    }
-
-    fn awaits_acknowledgement(&mut self, now: Instant) {
-        if self.unacknowledged == 0 {
-            self.acknowledged_at = now;
-        }
-        self.unacknowledged += 1;
     }
 
     fn give_up(&mut self, delivery: &Delivery, reason: DropReason) {

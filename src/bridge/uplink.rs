@@ -26,6 +26,8 @@ use crate::topic::TopicName;
 
 /// How often the state topic is brought up to date while only the depth of the queue changes.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the upstream may take to answer a SUBSCRIBE or PINGREQ.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many different reasons are logged within one outage.
 const REASONS_LOGGED: usize = 8;
 
@@ -273,6 +275,8 @@ impl<'a> Uplink<'a> {
             password: settings.password.as_ref().map(|password| password.reveal().as_bytes().to_vec()),
             will,
             max_packet_size: settings.max_packet_size,
+            // Whoever wants silence noticed early does not want to wait long for the answer either.
+            answer_timeout: settings.keep_alive.min(ANSWER_TIMEOUT),
             ..Options::new(rules.client_id.as_str())
         }
     }

@@ -60,6 +60,8 @@ pub(super) fn disconnected(reason: ReasonCode, detail: Option<&str>, who: Who<'_
 
 /// The upstream closed the connection without a word, as 3.1.1 does.
 pub(super) fn closed(cause: Option<&std::io::Error>, soon: bool, who: Who<'_>) -> String {
+    // That a TLS connection ended without its farewell adds nothing to that it ended.
+    let cause = cause.filter(|error| error.kind() != std::io::ErrorKind::UnexpectedEof);
     let cause = cause.map(|error| format!(" ({error})")).unwrap_or_default();
     if soon {
         let id = who.client_id;
