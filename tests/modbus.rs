@@ -383,6 +383,53 @@ async fn the_demo_meter_over_a_serial_line() {
     meter.await.unwrap().unwrap();
 }
 
+/// A bus with one device of a profile in `plugins/profiles`, as the configuration makes it.
+fn bus_of_profile(profile: &str, address: std::net::SocketAddr) -> Settings {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fieldgate.yaml");
+    let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/profiles").join(profile);
+    let profile = profile.display();
+    let yaml = format!(
+        "modbus: [ {{ name: bus, tcp: \"{address}\", devices: [ {{ name: meter, unit_id: 1, profile: {profile} }} ] }} ]\n"
+    );
+    std::fs::write(&path, yaml).unwrap();
+    let loaded = fieldgate::config::load(&path).unwrap_or_else(|reports| panic!("{reports:?}"));
+    loaded.config.buses.into_iter().next().unwrap()
+}
+
+#[tokio::test]
+async fn the_demo_meter_has_all_that_its_profile_names() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = bus_of_profile("demo-meter.yaml", listener.local_addr().unwrap());
+    let (shutdown, stopped) = watch::channel(false);
+    let meter = tokio::spawn(run_tcp_meter(listener, stopped));
+    let topics = settings.devices[0].points.iter().map(|point| format!("devices/meter/{}", point.point.name));
+    let mut waited_for: Vec<String> = topics.collect();
+    assert!(waited_for.len() > 5);
+    let mut gateway = Gateway::start(settings);
+    gateway.expect_state("meter", "good").await;
+    while let Some(topic) = waited_for.pop() {
+        gateway.looked = 0;
+        gateway.expect(&topic, |json| json["quality"] == "good").await;
+    }
+    gateway.stop().await;
+    shutdown.send_replace(true);
+    meter.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn every_profile_makes_a_plan_of_few_reads() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/profiles");
+    let address = "127.0.0.1:9".parse().unwrap();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let profile = entry.unwrap().file_name().into_string().unwrap();
+        let gateway = Gateway::start(bus_of_profile(&profile, address));
+        let plan = gateway.plan("meter");
+        assert!((1..=9).contains(&plan.len()), "{profile}: {plan:?}");
+        gateway.stop().await;
+    }
+}
+
 async fn a_device_falls_silent_and_returns(link: Link, field: Field) {
     let mut meter = device("meter", 1, vec![u16_at("a", 0)]);
     meter.bad_after = 700 * MS;
