@@ -1,7 +1,7 @@
 // The broker: how much goes through, who is connected, what waits for whom.
 
 import { levelChart } from './charts.js';
-import { arrange, bytes, duration, emptyState, h, healthBadge, number, plural, rate, setAttribute, setText } from './dom.js';
+import { arrange, bytes, duration, emptyState, explain, h, healthBadge, number, plural, rate, setAttribute, setText } from './dom.js';
 import { showFacts } from './overview.js';
 import { now, on, request, state } from './store.js';
 
@@ -36,7 +36,7 @@ export function broker(root) {
         sessions.update(answer);
         problem.replaceChildren();
       } catch (error) {
-        problem.replaceChildren(h('strong', {}, `${error.message}.`), ' ', error.hint);
+        problem.replaceChildren(...explain(error));
       }
     }
     if (!isGone) timer = setTimeout(refresh, REFRESH);

@@ -1,6 +1,6 @@
 // Devices and adapters: how each is, why, since when; and a way to set a point.
 
-import { age, arrange, emptyState, h, healthBadge, setText } from './dom.js';
+import { age, arrange, emptyState, explain, h, healthBadge, setText } from './dom.js';
 import { show, showFacts } from './overview.js';
 import { now, on, request, state } from './store.js';
 
@@ -102,7 +102,7 @@ function setPoint() {
           setText(outcome, `Done: the device has ${show(answer.value, 3)}.`);
         } catch (error) {
           outcome.className = 'outcome problem';
-          outcome.replaceChildren(h('strong', {}, `${error.message}.`), ' ', error.hint);
+          outcome.replaceChildren(...explain(error));
         }
         button.disabled = false;
       },

@@ -101,6 +101,17 @@ export function emptyState(title, text, yaml) {
   return h('div', { class: 'empty' }, h('h3', {}, title), h('p', {}, text), yaml && h('pre', {}, h('code', {}, yaml)));
 }
 
+// What went wrong, and what to do about it.
+export function explain({ message, hint }) {
+  const words = `${message.charAt(0).toUpperCase()}${message.slice(1)}.`;
+  return [h('strong', {}, ...code(words)), ' ', ...code(hint)];
+}
+
+// Text in which `words like these` are code.
+function code(text) {
+  return text.split('`').map((part, index) => (index % 2 ? h('code', {}, part) : part));
+}
+
 // 1,234 and 12.35: as many decimals as asked for.
 export function number(value, decimals = 0) {
   return value.toLocaleString('en', { minimumFractionDigits: decimals, maximumFractionDigits: decimals });

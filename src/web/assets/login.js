@@ -1,6 +1,6 @@
 // The login: asked for when the gateway is opened from another machine.
 
-import { h, mark } from './dom.js';
+import { explain, h, mark } from './dom.js';
 import { login } from './store.js';
 
 export function loginForm() {
@@ -15,7 +15,7 @@ export function loginForm() {
     try {
       await login(user.value.trim(), password.value);
     } catch (error) {
-      problem.replaceChildren(h('strong', {}, `${error.message}.`), ' ', error.hint);
+      problem.replaceChildren(...explain(error));
       password.value = '';
       password.focus();
     } finally {

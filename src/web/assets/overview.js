@@ -2,7 +2,7 @@
 
 import { levelChart, sparkline } from './charts.js';
 import {
-  age, arrange, bytes, duration, emptyState, h, healthBadge, healthWord, icon, number, plural, rate, setAttribute, setIcon, setText,
+  age, arrange, bytes, duration, emptyState, explain, h, healthBadge, healthWord, icon, number, plural, rate, setAttribute, setIcon, setText,
 } from './dom.js';
 import { now, on, request, state } from './store.js';
 
@@ -105,7 +105,7 @@ function uplink(name) {
     try {
       await request('POST', `/upstreams/${encodeURIComponent(name)}/${paused ? 'resume' : 'pause'}`);
     } catch (error) {
-      problem.replaceChildren(h('strong', {}, `${error.message}.`), ' ', error.hint);
+      problem.replaceChildren(...explain(error));
     }
     button.disabled = false;
   });
@@ -232,6 +232,8 @@ function values() {
   const component = {
     element,
     updateDevices() {
+      const devices = state.status.components.filter(({ kind }) => kind === 'device');
+      if (devices.some(({ name }) => !panels.has(name))) layOut();
       for (const [device, panel] of panels) panel.updateHealth(find(device));
     },
     updateAges() {

@@ -135,11 +135,11 @@ async function hello({ resumed, pages: current }) {
 }
 
 async function load() {
-  const [{ status, user }, upstreams, log] = await Promise.all([
-    request('GET', '/status'), request('GET', '/upstreams'), request('GET', '/log'), loadValues(),
-  ]);
+  const [{ status, user }, values, upstreams, log] = await Promise.all(
+    ['/status', '/values', '/upstreams', '/log'].map((path) => request('GET', path)));
   state.user = user;
   takeStatus(status);
+  takeAllValues(values);
   state.upstreams = new Map(upstreams.upstreams.map((upstream) => [upstream.name, { history: [], ...upstream }]));
   emit('upstreams');
   state.log = log.lines;
@@ -153,7 +153,14 @@ function takeStatus(status) {
 }
 
 async function loadValues() {
-  const { values } = await request('GET', '/values');
+  try {
+    takeAllValues(await request('GET', '/values'));
+  } catch (error) {
+    if (error.code !== 'login_required') retryLater();
+  }
+}
+
+function takeAllValues({ values }) {
   const before = state.values;
   state.values = new Map(values.map(({ latest, history }) => {
     const key = `${latest.device}/${latest.point}`;
