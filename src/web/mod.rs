@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tracing::info;
 
 use crate::clock::{Clock, UnixMillis};
 use crate::hub::Hub;
@@ -134,6 +135,7 @@ impl Server {
 
     /// Serves until `shutdown`; then ends live streams, lets requests under way finish for a moment, and returns.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
+        info!(address = %self.address, tls = self.tls.is_some(), "serving the web UI");
         let Self { listener, tls, app, .. } = self;
         let router = api::router(app.clone());
         let watch_files = async {
@@ -186,9 +188,9 @@ impl Observe for App {
             reason: None,
             since: self.since,
             facts: vec![
-                ("Address", self.address.to_string()),
-                ("Protocol", if self.has_tls { "HTTPS" } else { "HTTP" }.to_owned()),
-                ("Live views", listeners.to_string()),
+                ("address", self.address.to_string()),
+                ("protocol", if self.has_tls { "HTTPS" } else { "HTTP" }.to_owned()),
+                ("live views", listeners.to_string()),
             ],
         }]
     }
