@@ -69,7 +69,8 @@ pub(super) fn limits(table: &mut Table<'_>) -> Limits {
             .value("max_session_expiry", "The longest a session is kept after its client is gone; no limit if absent.")
             .range(Duration::from_secs(1)..=10 * YEAR)
             .optional(),
-        ..defaults
+        // Each upstream has a limit of its own.
+        max_inflight_upstream: u16::MAX,
     }
 }
 

@@ -108,25 +108,27 @@ fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Report
 
 /// The whole file. Each section reports what is wrong with it; what crosses sections is compared at the end.
 fn read(table: &mut Table<'_>) -> Option<Config> {
-    let mut devices = Vec::new();
+    let name = core::gateway_name(table);
+    let log = core::log(table);
+    let store = core::store(table);
     let (limits, connections) = table.table("limits", "What one client, and all of them together, may use.", |table| {
         (access::limits(table), listeners::limits(table))
     });
     let access = access::access(table);
-    let name = core::gateway_name(table);
-    let has_users = !access.users.is_empty();
+    let listeners = listeners::listeners(table, &connections, &access);
+    let mut devices = Vec::new();
     let config = Config {
-        log: core::log(table),
-        store: core::store(table),
-        listeners: listeners::listeners(table, &connections, &access),
-        hub: hub::Settings { limits, access },
+        log,
+        store,
+        listeners,
+        mqttsn: mqttsn::mqttsn(table),
         buses: modbus::buses(table, &mut devices),
         serial: serial::ports(table, &mut devices),
-        plugins: plugins::programs(table, &mut devices),
-        mqttsn: mqttsn::mqttsn(table),
         translators: translators::translators(table),
+        plugins: plugins::programs(table, &mut devices),
         upstreams: upstreams::upstreams(table, &name),
-        web: web::web(table, has_users),
+        web: web::web(table, !access.users.is_empty()),
+        hub: hub::Settings { limits, access },
         name,
     };
     table.cx.unique("devices", devices.iter().map(|device| (device.value.as_str(), device.span)));

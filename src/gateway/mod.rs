@@ -105,7 +105,7 @@ impl Gateway {
         publish_running(&handle, &running);
         loop {
             tokio::select! {
-                _ = shutdown.wait_for(|stop| *stop) => break,
+                () = asked_to_stop(&mut shutdown) => break,
                 Some(Reload { config: new, done }) = reloads.recv() => {
                     let changes = apply(&handle, &mut running, &config, &new).await;
                     config = new;
@@ -123,6 +123,11 @@ impl Gateway {
             let _ = tokio::task::spawn_blocking(move || store.close()).await;
         }
     }
+}
+
+/// Waits until the channel holds true, or nobody can change it any more.
+async fn asked_to_stop(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 /// A component that runs.

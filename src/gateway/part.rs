@@ -96,10 +96,7 @@ impl Part {
     /// Opens what the component needs.
     pub async fn bind(&self, handle: &Arc<Handle>) -> Result<Bound, Failure> {
         let hub = handle.hub();
-        // Names are unique among buses, among serial devices and among programs, not among all of them.
-        let exchange = |kind: &str, name: &str, devices: Vec<Arc<str>>, form| {
-            Exchange::attach(hub, &format!("{kind}/{name}"), devices, form)
-        };
+        let exchange = |name: &str, devices: Vec<Arc<str>>| Exchange::attach(hub, name, devices, PayloadForm::Json);
         match self.clone() {
             Self::Listener(settings) => {
                 let listener = Listener::bind(settings, hub.clone()).await?;
@@ -115,17 +112,17 @@ impl Part {
             }
             Self::Bus(settings) => {
                 let devices = settings.devices.iter().map(|device| device.name.clone()).collect();
-                let exchange = exchange("modbus", &settings.name, devices, settings.payload)?;
+                let exchange = exchange(&settings.name, devices)?;
                 let bus = field::modbus::Bus::new(settings, exchange);
                 Ok(Bound::new(Some(bus.observe()), |shutdown| bus.run(shutdown)))
             }
             Self::Serial(settings) => {
-                let exchange = exchange("serial", &settings.name, vec![settings.name.clone()], PayloadForm::Json)?;
+                let exchange = exchange(&settings.name, vec![settings.name.clone()])?;
                 let adapter = field::serial::Adapter::bind(settings, exchange)?;
                 Ok(Bound::new(Some(adapter.observe()), |shutdown| adapter.run(shutdown)))
             }
             Self::Plugin(settings) => {
-                let exchange = exchange("program", &settings.name, settings.devices.clone(), PayloadForm::Json)?;
+                let exchange = exchange(&settings.name, settings.devices.clone())?;
                 let adapter = field::process::Adapter::bind(settings, exchange)?;
                 Ok(Bound::new(Some(adapter.observe()), |shutdown| adapter.run(shutdown)))
             }

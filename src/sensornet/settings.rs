@@ -69,8 +69,6 @@ impl Default for PublishWithoutConnect {
 /// The largest payload of a UDP datagram over IPv4.
 pub const MAX_DATAGRAM_BYTES: usize = 65_507;
 
-const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(100);
-
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -97,8 +95,7 @@ impl Settings {
         gateway::Settings {
             gateway_id: self.gateway_id,
             rules: Rules {
-                // Shorter than any network's answer, it would only count a client as lost.
-                retry_interval: self.retry_interval.max(MIN_RETRY_INTERVAL),
+                retry_interval: self.retry_interval,
                 retry_limit: self.retry_limit,
                 max_packet_bytes: self.max_packet_size.min(MAX_DATAGRAM_BYTES),
                 max_topics: self.max_topics_per_client,

@@ -22,7 +22,6 @@
 mod batch;
 mod database;
 mod inbox;
-pub mod inspect;
 mod op;
 mod open;
 mod ranges;
@@ -102,7 +101,7 @@ pub enum Durability {
     Relaxed,
 }
 
-pub use open::{DATABASE_FILE, OpenError};
+pub use open::OpenError;
 
 /// Why an open store could not be read or started.
 #[derive(Debug, Error)]

@@ -385,8 +385,7 @@ impl Gateway {
 
     fn advertise(&mut self, now: Instant) {
         let Some(interval) = self.settings.advertise_interval else { return };
-        // An interval of nothing would be due for ever.
-        self.advertise_at = Some(now + interval.max(Duration::from_secs(1)));
+        self.advertise_at = Some(now + interval);
         if !self.has_room() {
             return;
         }

@@ -1,0 +1,235 @@
+//! The program as its users meet it: arguments, exit codes, signals, the demo.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Far more than anything here takes, for a machine under load.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn fieldgate(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fieldgate"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
+    command
+}
+
+#[track_caller]
+fn check(output: &Output, code: i32, stdout: &str, stderr: &str) {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "\nstdout: {out}\nstderr: {err}");
+    assert!(out.contains(stdout) && err.contains(stderr), "\nstdout: {out}\nstderr: {err}");
+}
+
+/// Writes a configuration that disturbs nobody, with `more` in it.
+fn write_config(directory: &Path, more: &str) -> String {
+    let path = directory.join("fieldgate.yaml");
+    fs::write(&path, format!("store: {{ directory: data }}\nweb: {{ enabled: false }}\n{more}")).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const ANY_PORT: &str = "listeners: [ { name: local, address: 127.0.0.1:0 } ]\n";
+
+/// A running program whose lines are read as they come.
+struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    seen: String,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let outputs: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for output in outputs {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let _ = sender.send(line);
+                }
+            });
+        }
+        Self { child, lines, seen: String::new() }
+    }
+
+    /// Waits for a line that contains `part`.
+    fn expect(&mut self, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            self.seen.push_str(&line);
+            self.seen.push('\n');
+            if line.contains(part) {
+                return line;
+            }
+        }
+        panic!("no line with {part:?} in:\n{}", self.seen);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the end; the exit code, and how long it took.
+    fn end(&mut self) -> (Option<i32>, Duration) {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status.code(), began.elapsed());
+            }
+            assert!(began.elapsed() < PATIENCE, "still running; so far:\n{}", self.seen);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn help_teaches_by_examples_and_names_the_exit_codes() {
+    let help = fieldgate(&["--help"]).output().unwrap();
+    check(&help, 0, "Examples:\n  fieldgate demo", "");
+    check(&help, 0, "Exit codes: 0 all is well", "");
+    check(&fieldgate(&["--version"]).output().unwrap(), 0, concat!("fieldgate ", env!("CARGO_PKG_VERSION")), "");
+}
+
+#[test]
+fn wrong_arguments_are_the_users_error() {
+    check(&fieldgate(&["demno"]).output().unwrap(), 1, "", "demo");
+    check(&fieldgate(&[]).output().unwrap(), 1, "", "Usage:");
+    check(&fieldgate(&["keys", "no.such.key"]).output().unwrap(), 1, "", "no key begins with");
+}
+
+#[test]
+fn check_says_what_a_configuration_runs_or_what_is_wrong_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = write_config(directory.path(), ANY_PORT);
+    check(&fieldgate(&["check", "--config", &config]).output().unwrap(), 0, "fieldgate.yaml: ok\n", "");
+    let config = write_config(directory.path(), "listners: []\nlog: { level: loud }\n");
+    let output = fieldgate(&["check", "--config", &config]).output().unwrap();
+    check(&output, 1, "", "did you mean `listeners`?");
+    check(&output, 1, "", "fieldgate.yaml: 2 errors");
+    check(&fieldgate(&["check", "--config", "/nonexistent.yaml"]).output().unwrap(), 1, "", "No such file");
+}
+
+#[test]
+fn keys_explains_a_section() {
+    let output = fieldgate(&["keys", "store"]).output().unwrap();
+    check(&output, 0, "store.max_size\n    The largest size of the database file", "");
+    check(&output, 0, "default 1GiB", "");
+}
+
+#[test]
+fn passwd_makes_an_entry_that_check_takes() {
+    let directory = tempfile::tempdir().unwrap();
+    let passwd = |arguments: &[&str], input: &str| {
+        let mut command = fieldgate(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let output = passwd(&["passwd", "operator"], "correct horse\n");
+    check(&output, 0, "- { name: operator, password_hash: \"$argon2id$", "");
+    let config = write_config(directory.path(), &(ANY_PORT.to_owned() + &String::from_utf8(output.stdout).unwrap()));
+    check(&fieldgate(&["check", "-c", &config]).output().unwrap(), 0, "1 user", "");
+
+    let file = directory.path().join("hash");
+    check(&passwd(&["passwd", "x", "--file", file.to_str().unwrap()], "secret\n"), 0, "file:", "");
+    assert!(fs::read_to_string(&file).unwrap().starts_with("$argon2id$"));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    check(&passwd(&["passwd", "x"], "\n"), 1, "", "the password is empty");
+}
+
+#[test]
+fn a_port_that_is_taken_is_the_systems_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let config = write_config(directory.path(), &format!("listeners: [ {{ name: local, address: {address} }} ]\n"));
+    let output = fieldgate(&["run", "--config", &config]).output().unwrap();
+    check(&output, 2, "", "another program has it");
+    check(&output, 2, "", &address.to_string());
+}
+
+#[test]
+fn a_database_that_cannot_be_made_is_the_systems_error() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("data"), "a file where a directory should be").unwrap();
+    let config = write_config(directory.path(), ANY_PORT);
+    check(&fieldgate(&["run", "--config", &config]).output().unwrap(), 2, "", "data");
+}
+
+#[test]
+fn run_reloads_on_sighup_and_drains_on_sigterm() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = write_config(directory.path(), ANY_PORT);
+    let mut gateway = Running::start(fieldgate(&["run", "--config", &config]));
+    gateway.expect("running");
+    write_config(directory.path(), &format!("{ANY_PORT}mqttsn: {{ address: 127.0.0.1:0 }}\n"));
+    gateway.signal(Signal::HUP);
+    gateway.expect("MQTT-SN gateway on 127.0.0.1:0 started");
+    write_config(directory.path(), "listners: []\n");
+    gateway.signal(Signal::HUP);
+    gateway.expect("unknown key `listners` here");
+    gateway.expect("nothing was changed");
+    gateway.signal(Signal::TERM);
+    let (code, took) = gateway.end();
+    assert_eq!(code, Some(0), "{}", gateway.seen);
+    assert!(took < Duration::from_secs(5), "took {took:?}");
+}
+
+#[test]
+fn json_logs_are_one_object_a_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = write_config(directory.path(), &format!("{ANY_PORT}log: {{ format: json }}\n"));
+    let mut gateway = Running::start(fieldgate(&["run", "--config", &config]));
+    let line: serde_json::Value = serde_json::from_str(&gateway.expect("\"running\"")).unwrap();
+    assert_eq!(line["level"], "info");
+    gateway.signal(Signal::INT);
+    assert_eq!(gateway.end().0, Some(0));
+}
+
+#[test]
+fn the_demo_shows_its_first_values_and_stops_in_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("demo");
+    let mut demo = Running::start(fieldgate(&["demo", "--any-ports", "--directory", path.to_str().unwrap()]));
+    demo.expect("http://127.0.0.1:");
+    demo.expect("First value: devices/meter/power");
+    demo.expect("First value in the cloud: demo/devices/meter/power");
+    assert!(path.join("fieldgate.yaml").exists() && path.join("data/fieldgate.db").exists());
+    let check_written = fieldgate(&["check", "--config", path.join("fieldgate.yaml").to_str().unwrap()]).output();
+    check(&check_written.unwrap(), 0, "ok", "");
+    demo.signal(Signal::INT);
+    let (code, took) = demo.end();
+    assert_eq!(code, Some(0), "{}", demo.seen);
+    // 2 s on a machine that has nothing else to do.
+    assert!(took < Duration::from_secs(5), "took {took:?}");
+}
+
+#[test]
+fn the_demo_says_when_a_port_is_taken_and_takes_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let path = directory.path().to_str().unwrap();
+    let mut demo = Running::start(fieldgate(&["demo", "--directory", path, "--web-port", &port]));
+    demo.expect(&format!("Port {port} is taken, so the web UI is on"));
+    demo.expect("http://127.0.0.1:");
+    demo.signal(Signal::TERM);
+    assert_eq!(demo.end().0, Some(0), "{}", demo.seen);
+}
