@@ -1,6 +1,7 @@
 //! MQTT-SN on real UDP: the gateway with a hub behind it, and small clients that send bytes.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,6 @@ struct World {
     observe: Arc<dyn Observe>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
-    _directory: Option<tempfile::TempDir>,
 }
 
 fn settings() -> Settings {
@@ -42,23 +42,19 @@ fn settings() -> Settings {
 
 impl World {
     async fn new() -> Self {
-        Self::with(settings(), hub::Settings::default(), false).await
+        Self::with(settings(), hub::Settings::default(), None).await
     }
 
-    async fn with(settings: Settings, hub: hub::Settings, durable: bool) -> Self {
+    async fn with(settings: Settings, hub: hub::Settings, directory: Option<&Path>) -> Self {
         let clock = Clock::start("test");
-        let directory = durable.then(|| tempfile::tempdir().unwrap());
-        let opened = directory.as_ref().map(|directory| {
-            let settings = store::Settings::new(directory.path().to_owned());
-            Store::bind(settings, clock.clone()).unwrap()
-        });
+        let opened = directory.map(|directory| Store::bind(store::Settings::new(directory), clock.clone()).unwrap());
         let hub = Hub::new(hub, clock, opened).unwrap();
         let (stop, shutdown) = watch::channel(false);
         let gateway = sensornet::bind(settings, hub.clone()).await.unwrap();
         let (address, observe) = (gateway.local_addr(), gateway.observe());
         let mut tasks = JoinSet::new();
         tasks.spawn(gateway.run(shutdown));
-        Self { hub, address, observe, stop, tasks, _directory: directory }
+        Self { hub, address, observe, stop, tasks }
     }
 
     async fn client(&self) -> Client {
@@ -216,7 +212,8 @@ async fn a_client_subscribes_and_is_told_new_topics_first() {
 
 #[tokio::test]
 async fn a_sleeping_client_gets_what_was_buffered_also_from_a_new_address() {
-    let world = World::with(settings(), hub::Settings::default(), true).await;
+    let directory = tempfile::tempdir().unwrap();
+    let world = World::with(settings(), hub::Settings::default(), Some(directory.path())).await;
     let client = world.client().await;
     client.connect("dev", 0x00, 60).await;
     let id = client.subscribe("a/b", 1).await;
@@ -239,6 +236,38 @@ async fn a_sleeping_client_gets_what_was_buffered_also_from_a_new_address() {
     // The old address is a stranger's now.
     client.send(0x16, &[]).await;
     client.expect(&[2, 0x18]).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_buffered_for_a_client_survives_a_restart_and_its_topics_are_told_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = World::with(settings(), hub::Settings::default(), Some(directory.path())).await;
+    let client = world.client().await;
+    client.connect("dev", 0x00, 60).await;
+    client.subscribe("a/b", 1).await;
+    client.send(0x18, &[0, 100]).await;
+    client.expect(&[2, 0x18]).await;
+    let speaker = world.client().await;
+    speaker.connect("speaker", 0x04, 60).await;
+    let id = speaker.register("a/b").await;
+    // Acknowledged, so it is on the disk.
+    speaker.send(0x0C, &[&[0x20], &id[..], &[0, 1], b"kept"].concat()).await;
+    speaker.expect(&[7, 0x0D, id[0], id[1], 0, 1, 0]).await;
+    let store = world.hub.store().cloned();
+    world.stop().await;
+    store.expect("a store").close();
+
+    let world = World::with(settings(), hub::Settings::default(), Some(directory.path())).await;
+    let client = world.client().await;
+    client.send(0x16, b"dev").await;
+    client.expect(&[2, 0x18]).await;
+    client.connect("dev", 0x00, 60).await;
+    let register = client.receive().await;
+    assert_eq!((register[1], &register[6..]), (0x0A, &b"a/b"[..]));
+    client.send(0x0B, &[&register[2..6], &[0]].concat()).await;
+    let publish = client.receive().await;
+    assert_eq!((publish[1], &publish[3..5], &publish[7..]), (0x0C, &register[2..4], &b"kept"[..]));
     world.stop().await;
 }
 
@@ -269,7 +298,7 @@ async fn access_rules_hold_for_clients_and_for_those_without_a_connection() {
     let pattern = |text: &str| Pattern::new(text).unwrap();
     let rule = Rule { subject: Subject::Anonymous, read: vec![pattern("open/#")], write: vec![pattern("own/%c")] };
     let access = access::Settings { rules: vec![rule], anonymous: Anonymous::Always, ..access::Settings::default() };
-    let world = World::with(settings(), hub::Settings { access, ..hub::Settings::default() }, false).await;
+    let world = World::with(settings(), hub::Settings { access, ..hub::Settings::default() }, None).await;
     let mut heard = world.listen("#");
     let client = world.client().await;
     client.connect("dev", 0x04, 60).await;
@@ -290,7 +319,7 @@ async fn access_rules_hold_for_clients_and_for_those_without_a_connection() {
 #[tokio::test]
 async fn anonymous_clients_are_refused_where_users_are_required() {
     let access = access::Settings { anonymous: Anonymous::Never, ..access::Settings::default() };
-    let world = World::with(settings(), hub::Settings { access, ..hub::Settings::default() }, false).await;
+    let world = World::with(settings(), hub::Settings { access, ..hub::Settings::default() }, None).await;
     let client = world.client().await;
     client.send(0x04, &[0x04, 1, 0, 60, b'd']).await;
     client.expect(&[3, 0x05, 3]).await;
