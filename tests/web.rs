@@ -10,6 +10,8 @@ use fieldgate::hub::access::{self, User, hash_password};
 use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Publish, SubscribeOptions};
 use fieldgate::message::{Properties, QoS};
 use fieldgate::observe::{Health, Kind, Metrics, Observe, Status};
+use fieldgate::tls::issue::{Authority, LOOPBACK_NAMES, Usage};
+use fieldgate::tls::{ClientSettings, ClientTls, ServerSettings};
 use fieldgate::topic::SharedFilter;
 use fieldgate::web::log::LogRing;
 use fieldgate::web::{ControlError, Controls, Depth, Parts, Server, Settings, Upstream};
@@ -19,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 use tracing_subscriber::layer::SubscriberExt;
 
 /// Longer than anything here takes; a test that waits for so long has failed.
@@ -92,6 +95,10 @@ struct Gateway {
 
 impl Gateway {
     async fn start(address: IpAddr) -> Self {
+        Self::start_with(address, None).await
+    }
+
+    async fn start_with(address: IpAddr, tls: Option<ServerSettings>) -> Self {
         let clock = Clock::start("boot-1");
         let hash = hash_password(b"tulip field 7").unwrap();
         let users = vec![User { name: "anna".into(), password_hash: hash.into() }];
@@ -106,7 +113,7 @@ impl Gateway {
             log: log.clone(),
             controls: Arc::new(Desk(plant.clone())),
         };
-        let server = Server::bind(Settings { address: SocketAddr::new(address, 0), tls: None }, parts).await.unwrap();
+        let server = Server::bind(Settings { address: SocketAddr::new(address, 0), tls }, parts).await.unwrap();
         let address = SocketAddr::new(LOOPBACK, server.address().port());
         let (stop, shutdown) = watch::channel(false);
         let task = tokio::spawn(server.run(shutdown));
@@ -541,6 +548,39 @@ async fn other_sites_can_neither_read_nor_change_anything() {
     check("GET", &[("X-Forwarded-For", "198.51.100.7")], 401).await;
     let cookie = gateway.log_in().await;
     check("GET", &[("X-Forwarded-For", "198.51.100.7"), ("Host", "plant.example"), ("Cookie", &cookie)], 200).await;
+}
+
+#[tokio::test]
+async fn over_https_the_cookie_is_for_https_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = Clock::start("tls").now();
+    let authority = Authority::open(directory.path(), now).unwrap();
+    let issued = authority.ensure("web", Usage::Server, &LOOPBACK_NAMES, now).unwrap();
+    let gateway = Gateway::start_with(ANYWHERE, Some(issued.server_settings())).await;
+    let client = ClientSettings { ca: Some(authority.certificate()), ..ClientSettings::default() };
+    let connector = TlsConnector::from(ClientTls::open(client).unwrap().config());
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    let body = r#"{"user":"anna","password":"tulip field 7"}"#;
+    let head = "POST /api/v1/login HTTP/1.1\r\nHost: localhost\r\nOrigin: https://localhost\r\nConnection: close\r\n";
+    stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("an answer").unwrap();
+    let answer = Answer::parse(&bytes);
+    assert!(answer.status == 204 && answer.header("set-cookie").ends_with("; Secure"), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_never_ends_is_given_up() {
+    let gateway = Gateway::start(LOOPBACK).await;
+    for start in ["GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", ""] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(start.as_bytes()).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let mut rest = Vec::new();
+        timeout(PATIENCE * 4, stream.read_to_end(&mut rest)).await.expect("closed").unwrap();
+        assert!(began.elapsed() >= Duration::from_secs(19), "{:?} {start:?}", began.elapsed());
+    }
 }
 
 #[tokio::test]

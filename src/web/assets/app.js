@@ -53,6 +53,8 @@ function show() {
   }
   if (app.firstElementChild !== frame[0]) app.replaceChildren(...frame);
   tabs.forEach((tab, index) => setAttribute(tab, 'aria-current', VIEWS[index] === view ? 'page' : null));
+  // Nothing is shown before something is known, so that nothing jumps.
+  main.classList.toggle('is-loading', state.status === null);
   leaveView = view.view(main) ?? (() => {});
   updateTitle(view);
   // Who uses a keyboard or a screen reader goes on at the top of the new view.
@@ -85,6 +87,7 @@ function updateNotice() {
 
 on('connection', showConnection);
 on('status', () => {
+  if (shown !== 'broker') main.classList.remove('is-loading');
   setText(gateway, state.status.gateway);
   leave.hidden = state.user === null;
   updateTitle();

@@ -35,12 +35,15 @@ export function broker(root) {
         chart.update(answer.history.map(([received]) => received), answer.history.map(([, sent]) => sent));
         sessions.update(answer);
         problem.replaceChildren();
+        root.classList.remove('is-loading');
       } catch (error) {
         problem.replaceChildren(...explain(error));
+        root.classList.remove('is-loading');
       }
     }
     if (!isGone) timer = setTimeout(refresh, REFRESH);
   };
+  root.classList.add('is-loading');
   chart.update([], []);
   refresh();
   listeners.update();

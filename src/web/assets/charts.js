@@ -40,8 +40,11 @@ export function sparkline() {
 
 const LEVEL = { width: 600, height: 120 };
 
-// One or two series of one number a second over the last five minutes, newest at the right.
-export function levelChart({ label, unit, names = [], seconds = 300 }) {
+// Widths of the time axis in seconds: a gateway that has just started has little to show.
+const SPANS = [60, 120, 300];
+
+// One or two series of one number a second over the last minutes, newest at the right.
+export function levelChart({ label, unit, names = [] }) {
   const areas = [svg('path', { class: 'chart-area' }), svg('path', { class: 'chart-area second' })];
   const lines = [svg('path', { class: 'chart-line' }), svg('path', { class: 'chart-line second' })];
   const grid = [0.5, 1].map((part) => svg('path', {
@@ -53,17 +56,21 @@ export function levelChart({ label, unit, names = [], seconds = 300 }) {
   }, ...grid, ...areas, base, ...lines);
   const top = h('span', { class: 'chart-top' });
   const half = h('span', { class: 'chart-half' });
+  const start = h('span', {}, '1 min ago');
   const summary = h('span', { class: 'sr-only' });
   const legend = names.length > 1
     && h('span', { class: 'chart-legend' }, ...names.map((name, index) => h('span', { class: index ? 'second' : '' }, name)));
   const element = h('figure', { class: 'chart' },
     h('figcaption', {}, h('span', {}, label), legend),
     h('div', { class: 'chart-plot' }, drawing, top, half),
-    h('div', { class: 'chart-axis', 'aria-hidden': 'true' }, h('span', {}, `${seconds / 60} min ago`), h('span', {}, 'now')),
+    h('div', { class: 'chart-axis', 'aria-hidden': 'true' }, start, h('span', {}, 'now')),
     summary);
   return {
     element,
     update(...series) {
+      const length = Math.max(...series.map((values) => values.length));
+      const seconds = SPANS.find((span) => span >= length) ?? SPANS[SPANS.length - 1];
+      setText(start, `${seconds / 60} min ago`);
       const high = niceCeiling(Math.max(0, ...series.flat()));
       series.forEach((values, index) => {
         const step = LEVEL.width / (seconds - 1);

@@ -134,7 +134,8 @@ function uplink(name) {
       setText(outlook, expect(upstream));
       setText(room, roomFor(queue));
       chart.update(upstream.history);
-      showFacts(facts, status?.facts ?? []);
+      // The queue is shown above already, in numbers that move.
+      showFacts(facts, (status?.facts ?? []).filter(([label]) => label !== 'waiting'));
     },
   };
 }
