@@ -293,6 +293,20 @@ cat > /dev/null"#;
 }
 
 #[tokio::test]
+async fn a_flood_without_line_breaks_is_slowed_down_too() {
+    let script = r#"
+head -c 4000000 /dev/zero | tr '\0' x >&2
+echo '{"type":"reading","point":"n","value":1}'
+cat > /dev/null"#;
+    let mut gateway = Gateway::start(script, |_| ());
+    let begun = std::time::Instant::now();
+    gateway.expect("devices/prog/n", |_| true).await;
+    assert!(begun.elapsed() > Duration::from_millis(1000), "1900 KiB above the burst take time");
+    assert_eq!(gateway.metric("fieldgate_program_slowed_total"), 1.0);
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn a_program_that_says_nothing_is_started_again() {
     let script = "echo x >> starts; exec sleep 1000";
     let gateway = Gateway::start(script, |settings| settings.silent_after = Some(Duration::from_millis(100)));

@@ -282,6 +282,39 @@ async fn a_device_that_falls_silent_is_down() {
 }
 
 #[tokio::test]
+async fn a_port_has_one_owner() {
+    let (_near, _far, path) = pty();
+    let gateway = Gateway::start(settings(&path, number("value")));
+    while gateway.observe.statuses()[0].health != Health::Good {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let error = SerialLine::new(&path, 9600).open().unwrap_err();
+    assert!(error.to_string().contains("another program holds it"), "{error}");
+    gateway.stop().await;
+    SerialLine::new(&path, 9600).open().unwrap();
+}
+
+#[tokio::test]
+async fn an_adapter_stops_though_its_codec_takes_its_time_over_many_frames() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("slow.js");
+    std::fs::write(&path, "function decodeUplink() { for (;;) {} }").unwrap();
+    let limits = codec::Limits { time: Duration::from_millis(200), ..codec::Limits::default() };
+    let decode = Decode::Codec(codec::Settings { limits, ..codec::Settings::new(path) });
+    let (mut near, _far, port) = pty();
+    let mut gateway = Gateway::start(settings(&port, decode));
+    while gateway.observe.statuses()[0].health != Health::Good {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Two hundred frames of 200 ms each.
+    near.write_all(&b"x\n".repeat(200)).await.unwrap();
+    gateway.expect("devices/scale/state", is_state("degraded")).await;
+    let begun = std::time::Instant::now();
+    gateway.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
 async fn a_codec_that_loops_costs_its_frame_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("loops.js");

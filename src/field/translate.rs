@@ -249,7 +249,10 @@ impl Translator {
             }
             for outbound in taken {
                 let Outbound::Publish(delivery) = outbound else { continue };
-                self.translate(&delivery.message).await;
+                tokio::select! {
+                    _ = shutdown.wait_for(|stop| *stop) => return,
+                    () = self.translate(&delivery.message) => {}
+                }
                 // Only now, so that the session's window holds back what comes faster than the codec can take it.
                 if let Some(packet_id) = delivery.packet_id {
                     self.link.acknowledge(packet_id);

@@ -45,6 +45,9 @@ const MAX_COMMANDS: usize = 64;
 const LINE_BURST: f64 = 2000.0;
 const LINES_PER_SECOND: f64 = 1000.0;
 
+/// Long lines count as several.
+const BYTES_PER_LINE: usize = 1024;
+
 /// How many lines of a program's stderr reach the log per second; the others are counted.
 const LOGGED_LINES_PER_SECOND: u32 = 20;
 
@@ -244,7 +247,7 @@ impl Adapter {
                 _ = shutdown.wait_for(|stop| *stop) => Event::Stop,
                 status = child.process.wait(), if exited.is_none() => Event::Exited(status),
                 read = read(&mut child.stdout, &mut out_buffer), if paused_until.is_none() => Event::Out(read),
-                read = read(&mut child.stderr, &mut errors_buffer) => Event::Errors(read),
+                read = read(&mut child.stderr, &mut errors_buffer), if paused_until.is_none() => Event::Errors(read),
                 written = write(&mut child.stdin, &mut child.out) => Event::Written(written),
                 command = self.exchange.next_command(), if run.commands.len() < MAX_COMMANDS => Event::Command(command),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Event::Timer,
@@ -319,10 +322,7 @@ impl Adapter {
             self.observer.ignored(&format!("a line is longer than {MAX_LINE_BYTES} bytes"));
             warn!(adapter = %self.settings.name, limit = MAX_LINE_BYTES, "ignored a line of an adapter program: too long");
         }
-        if run.pace.count(lines.len(), now) {
-            warn!(adapter = %self.settings.name, LINES_PER_SECOND, "adapter program sends too many lines and is slowed down");
-            self.observer.slowed();
-        }
+        self.keep_pace(run, lines.len(), bytes.len());
         lines.iter().try_for_each(|line| self.handle_line(run, line))
     }
 
@@ -402,9 +402,17 @@ impl Adapter {
         device
     }
 
+    fn keep_pace(&self, run: &mut Run, lines: usize, bytes: usize) {
+        if run.pace.count(lines.max(bytes / BYTES_PER_LINE), Instant::now()) {
+            warn!(adapter = %self.settings.name, LINES_PER_SECOND, "adapter program sends too much and is slowed down");
+            self.observer.slowed();
+        }
+    }
+
     fn handle_errors(&self, run: &mut Run, bytes: &[u8]) {
         let mut lines = Vec::new();
         run.errors.handle_bytes(bytes, Instant::now().into_std(), &mut lines);
+        self.keep_pace(run, lines.len(), bytes.len());
         for line in lines {
             run.last_words = String::from_utf8_lossy(&line).chars().filter(|c| !c.is_control()).take(200).collect();
             if run.logged.admits() {

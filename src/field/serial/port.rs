@@ -96,7 +96,11 @@ impl Adapter {
             }
             self.observer.framed(self.framer.counts());
             for frame in frames.drain(..) {
-                self.handle_frame(frame, &mut timers).await;
+                // A codec may take its time over each of many frames.
+                tokio::select! {
+                    _ = shutdown.wait_for(|stop| *stop) => return End::Stopped,
+                    () = self.handle_frame(frame, &mut timers) => {}
+                }
             }
             if let Err(reason) = self.handle_timers(&mut stream, &mut timers).await {
                 return End::Lost(reason);
