@@ -200,6 +200,8 @@ pub struct Table<'a> {
     pub directory: &'a Path,
     entries: &'a [Entry],
     known: Vec<&'static str>,
+    /// Those of `known` whose values are kept out of reports.
+    secret: Vec<&'static str>,
     missing: Missing,
 }
 
@@ -208,7 +210,16 @@ type Missing = Rc<RefCell<Vec<(Vec<String>, Report)>>>;
 
 impl<'a> Table<'a> {
     fn empty(cx: &'a Context<'a>, path: String, place: Span, directory: &'a Path) -> Self {
-        Self { cx, path, place, directory, entries: &[], known: Vec::new(), missing: Missing::default() }
+        Self {
+            cx,
+            path,
+            place,
+            directory,
+            entries: &[],
+            known: Vec::new(),
+            secret: Vec::new(),
+            missing: Missing::default(),
+        }
     }
 
     /// Reads a whole file's tree with `read`.
@@ -226,12 +237,14 @@ impl<'a> Table<'a> {
     fn read<R>(mut self, read: impl FnOnce(&mut Self) -> R) -> R {
         let result = read(&mut self);
         for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
-            if ["pass", "secret", "token"].iter().any(|word| entry.key.to_lowercase().contains(word)) {
+            let meant = did_you_mean(&entry.key, &self.known);
+            let sounds_secret = ["pass", "secret", "token"].iter().any(|word| entry.key.to_lowercase().contains(word));
+            if sounds_secret || meant.is_some_and(|meant| self.secret.contains(&meant)) {
                 self.cx.sources.borrow_mut().hide(entry.node.span);
             }
             let place = if self.path.is_empty() { "here".into() } else { format!("in `{}`", self.path) };
             let report = Report::error(entry.key_span, format!("unknown key `{}` {place}", entry.key));
-            self.cx.report(match did_you_mean(&entry.key, &self.known) {
+            self.cx.report(match meant {
                 Some(word) => {
                     self.missing.borrow_mut().retain(|(keys, _)| !keys.iter().any(|key| key == word));
                     report.label(format!("did you mean `{word}`?"))
@@ -308,6 +321,9 @@ impl<'a> Table<'a> {
     /// A single value.
     pub fn value<T: Scalar>(&mut self, key: &'static str, meaning: &'static str) -> Field<'a, T> {
         let entry = self.entry(key);
+        if T::SECRET {
+            self.secret.push(key);
+        }
         let shape = if T::words().is_empty() { T::SHAPE.to_owned() } else { list(T::words()) };
         let key_doc = Key { path: self.below(key), shape, default: None, required: false, meaning };
         let value = entry.map(|entry| scalar(self.cx, self.directory, key, &entry.node, entry.key_span));
@@ -462,15 +478,20 @@ impl<T: Scalar> Field<'_, T> {
     {
         let bounds = format!("from {} to {}", range.start().show(), range.end().show());
         self.doc.shape = format!("{}, {bounds}", self.doc.shape);
-        self.check(|value| if range.contains(value) { Ok(()) } else { Err(format!("must be {bounds}")) })
+        let message = "is out of range";
+        self.refuse(message, |value| if range.contains(value) { Ok(()) } else { Err(format!("must be {bounds}")) })
     }
 
     /// Any other condition; the error says what the value must be.
-    pub fn check(mut self, check: impl FnOnce(&T) -> Result<(), String>) -> Self {
+    pub fn check(self, check: impl FnOnce(&T) -> Result<(), String>) -> Self {
+        self.refuse("cannot be used", check)
+    }
+
+    fn refuse(mut self, what: &str, check: impl FnOnce(&T) -> Result<(), String>) -> Self {
         if let Some(Located { value, span }) = &self.value
             && let Err(must) = check(value)
         {
-            self.cx.report(Report::error(*span, format!("`{}` is out of range", self.key)).label(must));
+            self.cx.report(Report::error(*span, format!("`{}` {what}", self.key)).label(must));
             self.value = None;
             self.failed = true;
         }

@@ -318,3 +318,175 @@ points:
     assert_eq!(seen, [("a", 0, 2), ("b", 2, 30), ("c", 100, 2)]);
     assert_eq!(points[0].point.word_order, crate::proto::modbus::Order::Little);
 }
+
+#[test]
+fn listeners_that_would_share_a_port_are_shown_with_both_lines() {
+    check(
+        "listeners:
+  - { name: a, address: 127.0.0.1:1883 }
+  - { name: a, address: 0.0.0.0:1883 }
+web: { address: 127.0.0.1:1883 }
+allow_anonymous: always
+",
+        "
+error: two listeners are named `a`
+ --> fieldgate.yaml:3:13
+  |
+2 |   - { name: a, address: 127.0.0.1:1883 }
+  |             - first
+3 |   - { name: a, address: 0.0.0.0:1883 }
+  |             ^ second
+  |
+  = help: give each its own name
+
+error: 0.0.0.0:1883 has two owners
+ --> fieldgate.yaml:3:25
+  |
+2 |   - { name: a, address: 127.0.0.1:1883 }
+  |                         -------------- owned by listener `a`
+3 |   - { name: a, address: 0.0.0.0:1883 }
+  |                         ^^^^^^^^^^^^ also wanted by listener `a`
+  |
+  = help: give each its own port
+
+error: 127.0.0.1:1883 has two owners
+ --> fieldgate.yaml:4:8
+  |
+2 |   - { name: a, address: 127.0.0.1:1883 }
+  |                         -------------- owned by listener `a`
+3 |   - { name: a, address: 0.0.0.0:1883 }
+4 | web: { address: 127.0.0.1:1883 }
+  |        ^^^^^^^ also wanted by the web UI
+  |
+  = help: give each its own port",
+    );
+}
+
+#[test]
+fn a_gateway_open_to_the_network_without_users_is_not_meant() {
+    check(
+        "listeners: [ { name: all, address: 0.0.0.0:1883 } ]\nweb: { address: 0.0.0.0:8080 }\n",
+        "
+warning: there are no users, so clients on other machines will be refused
+ --> fieldgate.yaml:1:36
+  |
+1 | listeners: [ { name: all, address: 0.0.0.0:1883 } ]
+  |                                    ^^^^^^^^^^^^
+  |
+  = help: add `users:` (see `fieldgate passwd`), or `allow_anonymous: always` in a network you trust
+
+error: the web UI would be open to the network, and there are no users
+ --> fieldgate.yaml:2:8
+  |
+2 | web: { address: 0.0.0.0:8080 }
+  |        ^^^^^^^
+  |
+  = help: add `users:` (see `fieldgate passwd`), or listen on 127.0.0.1",
+    );
+}
+
+#[test]
+fn a_rule_for_a_user_that_does_not_exist_is_wrong_and_so_is_a_password_for_a_hash() {
+    check(
+        "users: [ { name: operator, password_hash: hunter2 } ]\nacl: [ { user: operater, read: 'a/#/b' } ]\n",
+        "
+error: `password_hash` cannot be used
+ --> fieldgate.yaml:1:43
+  |
+1 | users: [ { name: operator, password_hash: ******* } ]
+  |                                           ^^^^^^^ must be an argon2 hash; `fieldgate passwd` makes one
+
+error: there is no user `operater`
+ --> fieldgate.yaml:2:16
+  |
+2 | acl: [ { user: operater, read: 'a/#/b' } ]
+  |                ^^^^^^^^ did you mean `operator`?
+
+error: `read` must be a topic filter that may hold `%u` and `%c`
+ --> fieldgate.yaml:2:32
+  |
+2 | acl: [ { user: operater, read: 'a/#/b' } ]
+  |                                ^^^^^^^ `#` must be the last level of a topic filter",
+    );
+}
+
+#[test]
+fn a_secret_is_not_shown_even_where_its_key_is_misspelt() {
+    let yaml = "upstreams: [ { name: c, url: mqtts://h, pasword: hunter2, usrname: x, out: [ { filter: '#' } ] } ]\n";
+    let text = load_text(yaml.as_bytes()).unwrap_err();
+    assert!(text.contains("did you mean `password`?") && text.contains("did you mean `username`?"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn an_upstream_says_what_cannot_work() {
+    check(
+        "upstreams:
+  - { name: a, url: ssl://h, out: [ { filter: '#', remote_prefix: plant } ] }
+  - { name: b, url: mqtts://h }
+  - { name: c, url: mqtts://h, password: x, version: 3.1.1, out: [ { filter: '#' } ], tls: { key: k.pem } }
+",
+        "
+error: `url` must be `mqtts://HOST`, `mqtts://HOST:PORT` or, unencrypted, `mqtt://…`
+ --> fieldgate.yaml:2:21
+  |
+2 |   - { name: a, url: ssl://h, out: [ { filter: '#', remote_prefix: plant } ] }
+  |                     ^^^^^^^ write `mqtts://` in place of `ssl://`
+
+error: this rule cannot work
+ --> fieldgate.yaml:2:47
+  |
+2 |   - { name: a, url: ssl://h, out: [ { filter: '#', remote_prefix: plant } ] }
+  |                                               ^^^ the prefix `plant` must end with `/` before a filter that begins with a wildcard
+
+warning: this upstream forwards nothing
+ --> fieldgate.yaml:3:13
+  |
+3 |   - { name: b, url: mqtts://h }
+  |             ^
+  |
+  = help: add `out: [ { filter: \"#\" } ]` or another rule
+
+error: `key` needs its `certificate`
+ --> fieldgate.yaml:4:94
+  |
+4 |   - { name: c, url: mqtts://h, password: *, version: 3.1.1, out: [ { filter: '#' } ], tls: { key: k.pem } }
+  |                                                                                              ^^^",
+    );
+}
+
+#[test]
+fn aliases_may_repeat_values_but_not_without_end() {
+    let shared = "x: &line { baud_rate: 2400 }\n";
+    let text = load_text(shared.as_bytes()).unwrap_err();
+    assert!(text.contains("unknown key `x`"), "{text}");
+    let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..9 {
+        let below = format!("*a{}, ", level - 1).repeat(10);
+        laughs.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+    }
+    let text = load_text(laughs.as_bytes()).unwrap_err();
+    assert!(text.contains("more than 100000 values"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_no_text_is_said_with_its_line() {
+    let text = load_text(b"log: {}\nx: \xff\n").unwrap_err();
+    assert!(text.contains("fieldgate.yaml: line 2 is not UTF-8 text"), "{text}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_damage_to_the_sample_panics_the_reader(
+        cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0..40_usize, "[-\\[\\]{}:&*!|>'\"#%@a0 \n]{0,3}"), 1..6),
+    ) {
+        let mut text = include_str!("../../config/fieldgate.yaml").to_owned();
+        for (place, length, insert) in cuts {
+            let start = text.floor_char_boundary(place.index(text.len().max(1)));
+            let end = text.ceil_char_boundary((start + length).min(text.len()));
+            text.replace_range(start..end, &insert);
+        }
+        let _ = load_text(text.as_bytes());
+    }
+}
