@@ -314,7 +314,7 @@ impl Owner {
             self.tell_error(number, exception_name(code));
         }
         self.status.answered(number, self.exchange.clock().now());
-        let came_back = self.devices[number].heard(Instant::now());
+        let came_back = self.devices[number].heard();
         if came_back {
             info!(device = %self.devices[number].device.name, "device answers again");
             self.reschedule(number);

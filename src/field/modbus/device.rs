@@ -33,7 +33,6 @@ pub(super) struct Attendance {
     /// Requests in a row without an answer.
     misses: u32,
     backoff: Backoff,
-    last_answer: Option<Instant>,
 }
 
 /// A read of the plan and how often it is due.
@@ -96,7 +95,6 @@ impl Attendance {
             points,
             misses: 0,
             backoff,
-            last_answer: None,
         };
         attendance.replan();
         attendance
@@ -122,9 +120,8 @@ impl Attendance {
 
     /// Takes note that the device answered anything at all. Returns whether it was not up before, in which case the
     /// plan is a new one.
-    pub fn heard(&mut self, now: Instant) -> bool {
+    pub fn heard(&mut self) -> bool {
         self.misses = 0;
-        self.last_answer = Some(now);
         self.backoff.reset();
         if self.standing == Standing::Up {
             return false;
@@ -148,7 +145,7 @@ impl Attendance {
         }
         let bad_at = match &self.standing {
             Standing::Down { bad_at, .. } => *bad_at,
-            _ => Some(self.last_answer.unwrap_or(now) + self.device.bad_after),
+            _ => Some(now + self.device.bad_after),
         };
         let why = Why::NoAnswer { retry_at: now + self.backoff.next_delay() };
         self.standing = Standing::Down { why, bad_at };
@@ -160,7 +157,7 @@ impl Attendance {
     pub fn link_lost(&mut self, now: Instant) {
         let bad_at = match &self.standing {
             Standing::Down { bad_at, .. } => *bad_at,
-            _ => Some(self.last_answer.unwrap_or(now) + self.device.bad_after),
+            _ => Some(now + self.device.bad_after),
         };
         self.standing = Standing::Down { why: Why::NoLink, bad_at };
         self.backoff.reset();
@@ -185,7 +182,7 @@ impl Attendance {
             Standing::Down { bad_at, .. } if bad_at.is_some_and(|at| at <= now) => *bad_at = None,
             _ => return Vec::new(),
         }
-        let quality = Quality::Bad(format!("no answer for {}", seconds(self.device.bad_after)).into());
+        let quality = Quality::Bad(format!("no answer for more than {} s", self.device.bad_after.as_secs()).into());
         let numbers = (0..self.points.len()).filter(|number| self.device.points[*number].point.access.can_read());
         let numbers: Vec<usize> = numbers.collect();
         numbers.into_iter().filter_map(|number| self.publish(number, None, quality.clone(), time, now)).collect()
@@ -406,10 +403,6 @@ fn differs(last: &Option<Value>, value: &Option<Value>, deadband: f64) -> bool {
     }
 }
 
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -460,7 +453,7 @@ mod tests {
         let now = Instant::now();
         let mut meter = attendance(device(&[0, 1]));
         assert_eq!(meter.health(), (Health::Starting, None));
-        assert!(!meter.heard(now));
+        assert!(!meter.heard());
         assert_eq!(answer(&mut meter, 0, &[7, 8], 1, now), ["p0=7 Good @1", "p1=8 Good @1"]);
         assert_eq!(meter.health(), (Health::Good, None));
         assert!(!meter.missed(now + SECOND));
@@ -473,12 +466,14 @@ mod tests {
         assert_eq!(probe(&meter), [8 * SECOND]);
         assert!(meter.missed(now + 8 * SECOND));
         assert_eq!(probe(&meter), [18 * SECOND]);
-        assert_eq!(meter.bad_at(), Some(now + 60 * SECOND));
-        assert_eq!(meter.bad_readings(&time(59), now + 59 * SECOND), []);
-        let bad = told(&meter.bad_readings(&time(60), now + 60 * SECOND));
-        assert_eq!(bad, [r#"p0=none Bad("no answer for 60 s") @60"#, r#"p1=none Bad("no answer for 60 s") @60"#]);
-        assert_eq!(meter.bad_readings(&time(61), now + 61 * SECOND), []);
-        assert!(meter.heard(now + 70 * SECOND));
+        // It went down at second 3.
+        assert_eq!(meter.bad_at(), Some(now + 63 * SECOND));
+        assert_eq!(meter.bad_readings(&time(62), now + 62 * SECOND), []);
+        let bad = told(&meter.bad_readings(&time(63), now + 63 * SECOND));
+        let reason = "no answer for more than 60 s";
+        assert_eq!(bad, [format!("p0=none Bad({reason:?}) @63"), format!("p1=none Bad({reason:?}) @63")]);
+        assert_eq!(meter.bad_readings(&time(64), now + 64 * SECOND), []);
+        assert!(meter.heard());
         assert_eq!(answer(&mut meter, 0, &[7, 8], 70, now), ["p0=7 Good @70", "p1=8 Good @70"]);
         assert_eq!(meter.health(), (Health::Good, None));
     }
@@ -497,14 +492,14 @@ mod tests {
     fn a_lost_bus_makes_its_devices_stale_at_once() {
         let now = Instant::now();
         let mut meter = attendance(device(&[0]));
-        meter.heard(now);
+        meter.heard();
         answer(&mut meter, 0, &[7], 1, now);
         meter.link_lost(now);
         assert_eq!(meter.health(), (Health::Down, Some("the bus is not connected".into())));
         assert_eq!(told(&meter.stale_readings("x", &time(2), now)), ["p0=7 Stale @1"]);
         meter.link_restored();
         assert_eq!(meter.entries(0, now).len(), 1);
-        assert!(meter.heard(now));
+        assert!(meter.heard());
         assert_eq!(meter.health(), (Health::Good, None));
     }
 
@@ -525,7 +520,7 @@ mod tests {
     fn what_a_device_lacks_is_found_and_asked_for_rarely() {
         let now = Instant::now();
         let mut meter = attendance(device(&[0, 1, 2]));
-        meter.heard(now);
+        meter.heard();
         let refuse = |meter: &mut Attendance, number: usize| {
             let read = meter.reads[number].read.clone();
             let outcome = meter.answered(&read, &Answer::Exception(2), &time(1), now);

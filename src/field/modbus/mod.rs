@@ -70,7 +70,7 @@ pub struct Device {
     pub read_back: ReadBack,
     /// After how many requests in a row without an answer the device counts as down; at least 1.
     pub down_after: u32,
-    /// How long after its last answer the readings of a device that is down turn from stale to bad.
+    /// How long the last readings of a device that is down count as stale; then they are bad.
     pub bad_after: Duration,
 }
 

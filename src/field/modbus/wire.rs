@@ -93,6 +93,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
                 Framing::Rtu => self.discard(self.received.len()),
             }
         }
+        self.state.discarded.fetch_add(self.answer.len() as u64, Ordering::Relaxed);
         self.answer.clear();
         if self.framing == Framing::Rtu {
             self.discard(self.received.len());

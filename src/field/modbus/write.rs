@@ -59,7 +59,7 @@ impl Owner {
         let (device, point) = (&command.device, &command.point);
         match result {
             Ok(value) => {
-                info!(%device, %point, %value, "command done");
+                debug!(%device, %point, %value, "command done");
                 self.status.count(number, Count::CommandDone);
                 self.exchange.answer(&command.origin, Ok(&value));
             }
