@@ -13,7 +13,8 @@ export function sparkline() {
   }, line, dot);
   return {
     element,
-    update(history, isStep) {
+    update(all, isStep) {
+      const history = sinceGap(all);
       if (history.length < 2) {
         setAttribute(line, 'd', '');
         setAttribute(dot, 'visibility', 'hidden');
@@ -36,6 +37,14 @@ export function sparkline() {
       setAttribute(dot, 'cy', y(values[values.length - 1]).toFixed(1));
     },
   };
+}
+
+// The values since the last long silence: a line across it would claim what nobody measured.
+function sinceGap(history) {
+  const pauses = history.slice(1).map(([time], index) => time - history[index][0]);
+  const usual = pauses.toSorted((one, other) => one - other)[Math.floor(pauses.length / 2)] ?? 0;
+  const gap = pauses.findLastIndex((pause) => pause > Math.max(10 * usual, 5000));
+  return gap < 0 ? history : history.slice(gap + 1);
 }
 
 const LEVEL = { width: 600, height: 120 };

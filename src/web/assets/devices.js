@@ -48,8 +48,8 @@ function table(kind, title, columns) {
 }
 
 function row(columns) {
-  const name = h('strong');
-  const parent = h('span');
+  const name = h('strong', { class: 'nowrap' });
+  const parent = h('span', { class: 'nowrap' });
   const badge = healthBadge();
   const reason = h('p', { class: 'reason' });
   const facts = h('dl', { class: 'facts' });

@@ -155,4 +155,9 @@ const DAY = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short', h
 
 // The time of day, in the browser's zone.
 export const clock = (millis) => CLOCK.format(millis);
-export const day = (millis) => DAY.format(millis);
+
+// With the date, where it is not today.
+export function moment(millis) {
+  const isToday = new Date(millis).toDateString() === new Date().toDateString();
+  return (isToday ? CLOCK : DAY).format(millis);
+}

@@ -1,6 +1,6 @@
 // The last log lines, live, newest at the bottom.
 
-import { clock, day, emptyState, h, icon, setIcon, setText } from './dom.js';
+import { clock, emptyState, h, icon, moment, setIcon, setText } from './dom.js';
 import { on, state } from './store.js';
 
 const LEVELS = ['error', 'warn', 'info', 'debug'];
@@ -77,7 +77,7 @@ function row(line) {
   const time = Date.parse(line.time);
   const target = line.target.replace(/^fieldgate::/, '');
   return h('li', { 'data-level': line.level },
-    h('time', { datetime: line.time, title: day(time) }, clock(time)),
+    h('time', { datetime: line.time, title: moment(time) }, clock(time)),
     h('span', { class: 'level' }, WORDS[line.level] ?? line.level),
     h('span', { class: 'target', title: line.target }, target),
     h('span', { class: 'message' }, line.message,

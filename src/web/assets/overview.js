@@ -2,7 +2,7 @@
 
 import { levelChart, sparkline } from './charts.js';
 import {
-  age, arrange, bytes, day, duration, emptyState, explain, h, healthBadge, healthWord, icon, number, plural, rate, setAttribute, setIcon, setText,
+  age, arrange, bytes, duration, emptyState, explain, h, healthBadge, healthWord, icon, moment, number, plural, rate, setAttribute, setIcon, setText,
 } from './dom.js';
 import { now, on, request, state } from './store.js';
 
@@ -171,7 +171,7 @@ const TIME = /^\d{4}-\d\d-\d\dT[\d:.]+Z/;
 
 // Times in the browser's zone and byte counts in units, as people read them.
 function readable(label, value) {
-  if (TIME.test(value)) return value.replace(TIME, (time) => day(Date.parse(time)));
+  if (TIME.test(value)) return value.replace(TIME, (time) => moment(Date.parse(time)));
   return / bytes$/.test(label) && /^\d+$/.test(value) ? bytes(Number(value)) : value;
 }
 
