@@ -147,6 +147,9 @@ impl Adapter {
                     let _ = stream.clear(ClearBuffer::Input);
                     info!(device = %self.settings.name, port = path, "serial port opened");
                     self.observer.opened();
+                    // Not down any more, and nobody knows better until it speaks.
+                    let waiting = "the port is open; nothing was received yet";
+                    self.observer.device.set(&self.exchange, Health::Starting, Some(waiting));
                     let opened = tokio::time::Instant::now();
                     let End::Lost(reason) = self.serve(stream, &mut shutdown).await else { return };
                     if opened.elapsed() >= STABLE_AFTER {
