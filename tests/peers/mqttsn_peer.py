@@ -231,11 +231,11 @@ class Client:
         assert self.expect(DISCONNECT) == b""
 
 
-def search(port, patience=PATIENCE):
-    """The id of the gateway on `port`, by SEARCHGW."""
+def search(port, alive=lambda: True, patience=3 * PATIENCE):
+    """The id of the gateway on `port`, by SEARCHGW, while it is alive."""
     probe = Client(port, "")
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    while alive() and time.monotonic() < deadline:
         probe.send(SEARCHGW, b"\0")
         try:
             got = probe.receive(0.2)

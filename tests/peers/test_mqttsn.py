@@ -43,10 +43,10 @@ mqttsn:
             command = [os.environ["FIELDGATE"], "run", "--config", str(self.config)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            assert sn.search(self.mqttsn) == GATEWAY_ID
-        except AssertionError:
-            self.process.kill()
-            raise AssertionError(self.log.read_text()) from None
+            assert sn.search(self.mqttsn, alive=lambda: self.process.poll() is None) == GATEWAY_ID
+        except AssertionError as error:
+            self.kill()
+            raise AssertionError(f"{error}, exit code {self.process.returncode}\n{self.log.read_text()}") from None
 
     def kill(self):
         self.process.kill()
