@@ -28,6 +28,9 @@ use crate::topic::TopicName;
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the upstream may take to answer a SUBSCRIBE or PINGREQ.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How many messages may be in flight towards a 3.1.1 upstream where QoS 2 is among them. It cannot say what it takes,
+/// and mosquitto closes the connection on the twenty-first QoS 2 message (its `max_inflight_messages`).
+const OLD_QOS_2_WINDOW: u16 = 20;
 /// How many different reasons are logged within one outage.
 const REASONS_LOGGED: usize = 8;
 
@@ -217,9 +220,12 @@ impl<'a> Uplink<'a> {
             Ok(greeted) => greeted,
             Err(unwelcome) => return Err(self.unwelcome(url, unwelcome, who)),
         };
-        let limits = greeted.client.limits();
+        let mut window = greeted.client.limits().receive_maximum;
+        if self.version < Version::V5 && upstream.rules.outgoing.iter().any(|rule| rule.qos == QoS::ExactlyOnce) {
+            window = OLD_QOS_2_WINDOW;
+        }
         let link = upstream
-            .attach(limits.receive_maximum, Some(format!("{url} ({address})")))
+            .attach(window, Some(format!("{url} ({address})")))
             .map_err(|error| Attempt::Failed(error.to_string()))?;
         shared.counters.connections.fetch_add(1, Ordering::Relaxed);
         let version = self.version.name();

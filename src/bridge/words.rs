@@ -18,7 +18,11 @@ pub(super) fn refused(reason: ReasonCode, detail: Option<&str>, who: Who<'_>) ->
             None => "set `username` and `password`".into(),
         },
         ReasonCode::NotAuthorized => match who.username {
-            Some(name) => format!("check that the user `{name}` may connect there with the client id `{id}`"),
+            Some(name) => {
+                format!(
+                    "check the password of the user `{name}` and that it may connect there with the client id `{id}`"
+                )
+            }
             None => format!("check that the client id `{id}` may connect there, or set `username` and `password`"),
         },
         ReasonCode::ClientIdentifierNotValid => format!("it does not accept the client id `{id}`; set `client_id`"),

@@ -335,6 +335,29 @@ async fn no_more_messages_are_in_flight_than_the_upstream_allows() {
 }
 
 #[tokio::test]
+async fn an_older_upstream_gets_no_more_qos_2_than_mosquitto_bears() {
+    let peer = Peer::bind().await;
+    let mut gateway = Gateway::start(Settings { version: VersionChoice::V3_1_1, ..settings(&peer) });
+    for number in 0..30 {
+        gateway.publish("devices/m/v", &number.to_string(), QoS::ExactlyOnce).await;
+    }
+    let mut connection = peer.welcome(false, &[]).await;
+    let mut first = 0;
+    for number in 0..20 {
+        let publish = connection.next_publish().await;
+        assert_eq!(publish.payload, number.to_string());
+        first = if number == 0 { publish.id } else { first };
+    }
+    assert_eq!(connection.within(QUIET).await, None);
+    connection.pubrec(first).await;
+    assert_eq!(connection.next().await, Got::Pubrel(first));
+    assert_eq!(connection.within(QUIET).await, None, "its handshake is not over");
+    connection.pubcomp(first).await;
+    assert_eq!(connection.next_publish().await.payload, "20");
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn what_the_upstream_cannot_take_is_sent_as_allowed_or_given_up_and_never_blocks() {
     let peer = Peer::bind().await;
     let mut gateway = Gateway::start(settings(&peer));
