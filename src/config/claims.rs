@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::report::Report;
-use super::source::Span;
+use super::source::{Located, Span};
 
 /// Something with one owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,13 @@ pub struct Claim {
     pub place: Span,
     /// As in "listener `local`".
     pub owner: String,
+}
+
+/// Names that must differ across sections: they stand in topics, metrics and the API.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub adapters: Vec<Located<String>>,
+    pub devices: Vec<Located<String>>,
 }
 
 /// A report for every claim that comes too late.

@@ -58,7 +58,13 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
     let mut names = Vec::new();
     let given = table.place_of("listeners").is_some();
     let listeners = table.list("listeners", "Where MQTT clients connect; 127.0.0.1:1883 if absent.", |table| {
-        let name = table.value::<Name>("name", "Names the listener in the log and the UI.").required_at();
+        let name = table
+            .value::<Name>("name", "Names the listener in the log and the UI.")
+            .check(|name| match name.0.as_str() {
+                "web" | "mqttsn" => Err("must be another name: this is what the gateway calls its own".into()),
+                _ => Ok(()),
+            })
+            .required_at();
         names.extend(name.clone());
         let owner = format!("listener `{}`", name.as_ref().map_or("?", |name| &name.value.0));
         table.exactly_one(&["address", "unix"]);

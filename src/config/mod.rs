@@ -116,22 +116,23 @@ fn read(table: &mut Table<'_>) -> Option<Config> {
     });
     let access = access::access(table);
     let listeners = listeners::listeners(table, &connections, &access);
-    let mut devices = Vec::new();
+    let mut names = claims::Names::default();
     let config = Config {
         log,
         store,
         listeners,
         mqttsn: mqttsn::mqttsn(table),
-        buses: modbus::buses(table, &mut devices),
-        serial: serial::ports(table, &mut devices),
-        translators: translators::translators(table),
-        plugins: plugins::programs(table, &mut devices),
+        buses: modbus::buses(table, &mut names),
+        serial: serial::ports(table, &mut names),
+        translators: translators::translators(table, &mut names),
+        plugins: plugins::programs(table, &mut names),
         upstreams: upstreams::upstreams(table, &name),
         web: web::web(table, !access.users.is_empty()),
         hub: hub::Settings { limits, access },
         name,
     };
-    table.cx.unique("devices", devices.iter().map(|device| (device.value.as_str(), device.span)));
+    table.cx.unique("adapters", names.adapters.iter().map(|adapter| (adapter.value.as_str(), adapter.span)));
+    table.cx.unique("devices", names.devices.iter().map(|device| (device.value.as_str(), device.span)));
     for report in claims::conflicts(&table.cx.claims.borrow()) {
         table.report(report);
     }

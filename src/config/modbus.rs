@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claims::{Claim, Resource, same_device};
+use super::claims::{Claim, Names, Resource, same_device};
 use super::report::Report;
 use super::scalar::{HostPort, Name, Origin, Scalar, words};
 use super::source::Located;
@@ -58,12 +58,10 @@ impl Scalar for Reference {
 const SHORTEST_POLL: Duration = Duration::from_millis(10);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The buses, and the name of every device with its place.
-pub(super) fn buses(table: &mut Table<'_>, devices: &mut Vec<Located<String>>) -> Vec<Settings> {
-    let mut names = Vec::new();
-    let buses = table.list("modbus", "Modbus buses: one for each serial line or TCP connection.", |table| {
+pub(super) fn buses(table: &mut Table<'_>, names: &mut Names) -> Vec<Settings> {
+    table.list("modbus", "Modbus buses: one for each serial line or TCP connection.", |table| {
         let name = table.value::<Name>("name", "Names the bus in the log and the UI.").required_at();
-        names.extend(name.clone());
+        names.adapters.extend(name.iter().map(Located::text));
         let owner = format!("bus `{}`", name.as_ref().map_or("?", |name| &name.value.0));
         let link = link(table, &owner);
         let on_serial = !matches!(link, Some(Link::Tcp { .. }));
@@ -75,11 +73,10 @@ pub(super) fn buses(table: &mut Table<'_>, devices: &mut Vec<Located<String>>) -
             .value("request_gap", "The silence before each request; for devices that lose requests after an answer.")
             .range(Duration::ZERO..=Duration::from_secs(10))
             .optional();
-        let devices = table.list("devices", "The servers on the bus.", |table| device(table, on_serial, devices));
+        let devices =
+            table.list("devices", "The servers on the bus.", |table| device(table, on_serial, &mut names.devices));
         Some(Settings { name: name?.value.0.into(), link: link?, timeout, request_gap, devices })
-    });
-    table.cx.unique("buses", names.iter().map(|name| (name.value.0.as_str(), name.span)));
-    buses
+    })
 }
 
 fn link(table: &mut Table<'_>, owner: &str) -> Option<Link> {
@@ -115,7 +112,7 @@ pub(super) fn serial_line(table: &mut Table<'_>, owner: &str) -> Option<SerialLi
 
 fn device(table: &mut Table<'_>, on_serial: bool, devices: &mut Vec<Located<String>>) -> Option<Device> {
     let name = table.value::<Name>("name", "Names the device; its topics are `devices/NAME/POINT`.").required_at();
-    devices.extend(name.iter().map(|name| Located { value: name.value.0.clone(), span: name.span }));
+    devices.extend(name.iter().map(Located::text));
     let unit = table.value::<u8>("unit_id", "Which server on the bus.");
     let unit_id = if on_serial { unit.range(1..=247).required() } else { Some(unit.or(255)) };
     let unit_id = unit_id

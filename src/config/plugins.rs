@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::claims::Names;
 use super::report::Report;
 use super::scalar::Name;
 use super::source::Located;
 use super::table::Table;
 use crate::field::process::Settings;
 
-pub(super) fn programs(table: &mut Table<'_>, devices: &mut Vec<Located<String>>) -> Vec<Settings> {
-    let mut names = Vec::new();
-    let programs = table.list("plugins", "Adapter programs: child processes that speak JSON lines.", |table| {
+pub(super) fn programs(table: &mut Table<'_>, names: &mut Names) -> Vec<Settings> {
+    table.list("plugins", "Adapter programs: child processes that speak JSON lines.", |table| {
         let name = table.value::<Name>("name", "Names the adapter in the log and the UI.").required_at();
-        names.extend(name.clone());
+        names.adapters.extend(name.iter().map(Located::text));
         let meaning = "The program and its arguments. No shell; a path with `/` starts at this file.";
         let command = table.values::<String>("command", meaning);
         if command.is_empty() && table.place_of("command").is_none() {
@@ -29,11 +29,11 @@ pub(super) fn programs(table: &mut Table<'_>, devices: &mut Vec<Located<String>>
             table.report(Report::error(first.span, "there is no such program").label(path.clone()));
         }
         let own = table.values::<Name>("devices", "The devices it speaks for; one with the adapter's name if absent.");
-        let listed = own.iter().map(|device| Located { value: device.value.0.clone(), span: device.span });
+        let listed = own.iter().map(Located::text);
         let fallback = name.iter().filter(|_| own.is_empty());
-        let fallback = fallback.map(|name| Located { value: name.value.0.clone(), span: name.span });
+        let fallback = fallback.map(Located::text);
         let own: Vec<_> = listed.chain(fallback).collect();
-        devices.extend(own.iter().cloned());
+        names.devices.extend(own.iter().cloned());
         let directory =
             table.value::<PathBuf>("directory", "Where it runs; the gateway's directory if absent.").optional();
         let environment =
@@ -62,9 +62,7 @@ pub(super) fn programs(table: &mut Table<'_>, devices: &mut Vec<Located<String>>
             silent_after,
             rerun_interval,
         })
-    });
-    table.cx.unique("adapters", names.iter().map(|name| (name.value.0.as_str(), name.span)));
-    programs
+    })
 }
 
 /// A bare name is looked up in PATH; anything else is a path from the configuration's directory.

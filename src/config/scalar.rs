@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::source::Located;
 use crate::secret::Secret;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -292,6 +293,13 @@ pub struct Name(pub String);
 
 /// Names stand in topics that are sent often.
 const MAX_NAME_BYTES: usize = 64;
+
+impl Located<Name> {
+    /// The name as plain text, with its place.
+    pub(super) fn text(&self) -> Located<String> {
+        Located { value: self.value.0.clone(), span: self.span }
+    }
+}
 
 impl Scalar for Name {
     const SHAPE: &'static str = "a name of letters, digits, `-`, `_` and `.`";

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::claims::Names;
 use super::modbus::serial_line;
 use super::report::Report;
 use super::scalar::{Name, Origin, Scalar, Size, words};
@@ -45,10 +46,11 @@ impl Scalar for Template {
     }
 }
 
-pub(super) fn ports(table: &mut Table<'_>, devices: &mut Vec<Located<String>>) -> Vec<Settings> {
+pub(super) fn ports(table: &mut Table<'_>, names: &mut Names) -> Vec<Settings> {
     table.list("serial", "Serial devices that are not Modbus; each is one device on one port.", |table| {
         let name = table.value::<Name>("name", "Names the device; its topics are `devices/NAME/POINT`.").required_at();
-        devices.extend(name.iter().map(|name| Located { value: name.value.0.clone(), span: name.span }));
+        names.devices.extend(name.iter().map(Located::text));
+        names.adapters.extend(name.iter().map(Located::text));
         let owner = format!("serial device `{}`", name.as_ref().map_or("?", |name| &name.value.0));
         let line = serial_line(table, &owner);
         let framing_place = table.place_of("framing");

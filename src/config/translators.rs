@@ -2,20 +2,21 @@
 
 use std::time::Duration;
 
+use super::claims::Names;
 use super::report::Report;
 use super::scalar::Name;
 use super::serial::codec;
+use super::source::Located;
 use super::table::Table;
 use crate::field::translate::{DeviceTemplate, Settings};
 use crate::supervise::describe;
 use crate::topic::TopicFilter;
 
-pub(super) fn translators(table: &mut Table<'_>) -> Vec<Settings> {
-    let mut names = Vec::new();
+pub(super) fn translators(table: &mut Table<'_>, names: &mut Names) -> Vec<Settings> {
     let meaning = "Codecs on topics: what sensors publish as bytes becomes readings.";
-    let translators = table.list("translators", meaning, |table| {
+    table.list("translators", meaning, |table| {
         let name = table.value::<Name>("name", "Names the translator in the log and the UI.").required_at();
-        names.extend(name.clone());
+        names.adapters.extend(name.iter().map(Located::text));
         let filter = table.value::<TopicFilter>("filter", "Where the bytes arrive, as in `sensors/+/raw`.").required();
         let meaning = "A JavaScript file with `decodeUplink(input)`.";
         if table.place_of("codec").is_none() {
@@ -37,7 +38,5 @@ pub(super) fn translators(table: &mut Table<'_>) -> Vec<Settings> {
             }
         });
         Some(Settings { name: name?.value.0.into(), filter, codec: codec?, device: device?, silent_after })
-    });
-    table.cx.unique("translators", names.iter().map(|name| (name.value.0.as_str(), name.span)));
-    translators
+    })
 }

@@ -1,11 +1,15 @@
 //! The components as the configuration names them: how each is bound, and its place in the order of things.
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::Handle;
 use crate::bridge::{self, Upstream};
 use crate::config::Config;
 use crate::field::mapping::PayloadForm;
+use crate::field::serial::Decode;
 use crate::field::{self, Exchange};
 use crate::listener::Listener;
 use crate::observe::Kind;
@@ -17,12 +21,20 @@ use crate::{listener, sensornet, web};
 pub(super) enum Part {
     Listener(listener::Settings),
     Sensornet(sensornet::Settings),
-    Translator(field::translate::Settings),
+    Translator(field::translate::Settings, Stamp),
     Bus(field::modbus::Settings),
-    Serial(field::serial::Settings),
+    Serial(field::serial::Settings, Stamp),
     Plugin(field::process::Settings),
     Upstream(Box<bridge::Settings>),
     Web(web::Settings),
+}
+
+/// Tells whether a script is still the one that was loaded: its time of change and its size.
+type Stamp = Option<(SystemTime, u64)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// The order of starting; stopping goes the other way.
@@ -40,9 +52,20 @@ pub(super) fn parts(config: &Config) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     parts.extend(config.listeners.iter().cloned().map(Part::Listener));
     parts.extend(config.mqttsn.iter().cloned().map(Part::Sensornet));
-    parts.extend(config.translators.iter().cloned().map(Part::Translator));
+    let translator = |settings: &field::translate::Settings| {
+        let stamp = stamp(&settings.codec.path);
+        Part::Translator(settings.clone(), stamp)
+    };
+    parts.extend(config.translators.iter().map(translator));
     parts.extend(config.buses.iter().cloned().map(Part::Bus));
-    parts.extend(config.serial.iter().cloned().map(Part::Serial));
+    let serial = |settings: &field::serial::Settings| {
+        let stamp = match &settings.decode {
+            Decode::Codec(codec) => stamp(&codec.path),
+            Decode::Parse(_) => None,
+        };
+        Part::Serial(settings.clone(), stamp)
+    };
+    parts.extend(config.serial.iter().map(serial));
     parts.extend(config.plugins.iter().cloned().map(Part::Plugin));
     parts.extend(config.upstreams.iter().cloned().map(|settings| Part::Upstream(Box::new(settings))));
     parts.extend(config.web.iter().cloned().map(Part::Web));
@@ -54,9 +77,9 @@ impl Part {
         let (kind, name) = match self {
             Self::Listener(settings) => (Kind::Listener, &*settings.name),
             Self::Sensornet(_) => (Kind::Listener, "mqttsn"),
-            Self::Translator(settings) => (Kind::Adapter, &*settings.name),
+            Self::Translator(settings, _) => (Kind::Adapter, &*settings.name),
             Self::Bus(settings) => (Kind::Adapter, &*settings.name),
-            Self::Serial(settings) => (Kind::Adapter, &*settings.name),
+            Self::Serial(settings, _) => (Kind::Adapter, &*settings.name),
             Self::Plugin(settings) => (Kind::Adapter, &*settings.name),
             Self::Upstream(settings) => (Kind::Upstream, &*settings.name),
             Self::Web(_) => (Kind::Listener, "web"),
@@ -68,7 +91,7 @@ impl Part {
         match self {
             Self::Listener(_) => Rank::Listeners,
             Self::Sensornet(_) => Rank::Sensors,
-            Self::Translator(_) | Self::Bus(_) | Self::Serial(_) | Self::Plugin(_) => Rank::Field,
+            Self::Translator(..) | Self::Bus(_) | Self::Serial(..) | Self::Plugin(_) => Rank::Field,
             Self::Upstream(_) => Rank::Upstreams,
             Self::Web(_) => Rank::Web,
         }
@@ -84,9 +107,9 @@ impl Part {
         match self {
             Self::Listener(settings) => format!("listener `{}` on {}", settings.name, settings.address),
             Self::Sensornet(settings) => format!("the MQTT-SN gateway on {}", settings.address),
-            Self::Translator(settings) => format!("translator `{}`", settings.name),
+            Self::Translator(settings, _) => format!("translator `{}`", settings.name),
             Self::Bus(settings) => format!("bus `{}`", settings.name),
-            Self::Serial(settings) => format!("serial device `{}`", settings.name),
+            Self::Serial(settings, _) => format!("serial device `{}`", settings.name),
             Self::Plugin(settings) => format!("plugin `{}`", settings.name),
             Self::Upstream(settings) => format!("upstream `{}`", settings.name),
             Self::Web(settings) => format!("the web UI on {}", settings.address),
@@ -106,7 +129,7 @@ impl Part {
                 let sensornet = sensornet::bind(settings, hub.clone()).await?;
                 Ok(Bound::new(Some(sensornet.observe()), |shutdown| sensornet.run(shutdown)))
             }
-            Self::Translator(settings) => {
+            Self::Translator(settings, _) => {
                 let translator = field::translate::Translator::bind(settings, hub, PayloadForm::Json)?;
                 Ok(Bound::new(Some(translator.observe()), |shutdown| translator.run(shutdown)))
             }
@@ -116,7 +139,7 @@ impl Part {
                 let bus = field::modbus::Bus::new(settings, exchange);
                 Ok(Bound::new(Some(bus.observe()), |shutdown| bus.run(shutdown)))
             }
-            Self::Serial(settings) => {
+            Self::Serial(settings, _) => {
                 let exchange = exchange(&settings.name, vec![settings.name.clone()])?;
                 let adapter = field::serial::Adapter::bind(settings, exchange)?;
                 Ok(Bound::new(Some(adapter.observe()), |shutdown| adapter.run(shutdown)))

@@ -1,0 +1,230 @@
+//! The assembled gateway: what a reload changes and what it leaves alone, and how long stopping takes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fieldgate::clock::Clock;
+use fieldgate::config::report::Look;
+use fieldgate::config::{self, Config};
+use fieldgate::gateway::{Gateway, Handle, Reload};
+use fieldgate::observe::{Health, Metrics, Status};
+use fieldgate::web::Controls;
+use fieldgate::web::log::LogRing;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// Far more than anything here takes, for a machine under load.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A gateway under a configuration that can be changed.
+struct World {
+    directory: TempDir,
+    handle: Arc<Handle>,
+    stop: watch::Sender<bool>,
+    reloads: mpsc::Sender<Reload>,
+    running: JoinHandle<()>,
+}
+
+fn load(directory: &Path, yaml: &str) -> Config {
+    let path: PathBuf = directory.join("fieldgate.yaml");
+    fs::write(&path, format!("store: {{ directory: data }}\nweb: {{ enabled: false }}\n{yaml}")).unwrap();
+    config::load(&path).unwrap_or_else(|reports| panic!("{}", reports.render(Look::Plain))).config
+}
+
+impl World {
+    async fn start(yaml: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::start("test");
+        let config = load(directory.path(), yaml);
+        let gateway = Gateway::bind(config, clock.clone(), LogRing::new(clock)).await.unwrap();
+        let handle = gateway.handle();
+        let (stop, shutdown) = watch::channel(false);
+        let (reloads, receiver) = mpsc::channel(1);
+        let running = tokio::spawn(gateway.run(shutdown, receiver));
+        let world = Self { directory, handle, stop, reloads, running };
+        world.until("it runs", |world| !world.statuses().is_empty()).await;
+        world
+    }
+
+    async fn reload(&self, yaml: &str) -> Vec<String> {
+        let (done, changes) = oneshot::channel();
+        let config = load(self.directory.path(), yaml);
+        assert!(self.reloads.send(Reload { config, done }).await.is_ok());
+        timeout(PATIENCE, changes).await.unwrap().unwrap()
+    }
+
+    fn statuses(&self) -> Vec<Status> {
+        self.handle.components().iter().flat_map(|component| component.statuses()).collect()
+    }
+
+    fn status(&self, name: &str) -> Option<Status> {
+        self.statuses().into_iter().find(|status| status.name == name)
+    }
+
+    /// The address of a listener, once it is there.
+    async fn address(&self, name: &str) -> String {
+        self.until("it listens", |world| world.status(name).is_some()).await;
+        let facts = self.status(name).unwrap().facts;
+        facts.into_iter().find(|(label, _)| label.eq_ignore_ascii_case("address")).unwrap().1
+    }
+
+    async fn until(&self, what: &str, reached: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !reached(self) {
+            assert!(Instant::now() < deadline, "waited in vain until {what}: {:?}", self.statuses());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn stop(self) -> Duration {
+        let began = Instant::now();
+        self.stop.send_replace(true);
+        timeout(PATIENCE, self.running).await.unwrap().unwrap();
+        began.elapsed()
+    }
+}
+
+/// An MQTT 3.1.1 client that says as little as possible.
+struct Client(TcpStream);
+
+impl Client {
+    async fn connect(address: &str) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00").await.unwrap();
+        let mut client = Self(stream);
+        client.expect(b"\x20\x02\x00\x00").await;
+        client
+    }
+
+    async fn ping(&mut self) {
+        self.0.write_all(b"\xc0\x00").await.unwrap();
+        self.expect(b"\xd0\x00").await;
+    }
+
+    async fn expect(&mut self, expected: &[u8]) {
+        let mut bytes = vec![0; expected.len()];
+        timeout(PATIENCE, self.0.read_exact(&mut bytes)).await.unwrap().unwrap();
+        assert_eq!(bytes, expected);
+    }
+
+    /// Waits for the gateway to close the connection.
+    async fn expect_end(mut self) {
+        let mut rest = Vec::new();
+        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.unwrap();
+    }
+}
+
+const A: &str = "  - { name: a, address: 127.0.0.1:0 }\n";
+const B: &str = "  - { name: b, address: 127.0.0.1:0 }\n";
+
+#[tokio::test]
+async fn a_reload_disconnects_only_the_clients_of_what_changed() {
+    let world = World::start(&format!("listeners:\n{A}{B}")).await;
+    let mut a = Client::connect(&world.address("a").await).await;
+    let b = Client::connect(&world.address("b").await).await;
+    let changes = world
+        .reload(&format!(
+            "listeners:\n{A}  - {{ name: b, address: 127.0.0.1:0, max_connections: 7 }}\n  \
+             - {{ name: c, address: 127.0.0.1:0 }}\n"
+        ))
+        .await;
+    assert_eq!(changes, ["listener `b` on 127.0.0.1:0 restarted", "listener `c` on 127.0.0.1:0 started"]);
+    b.expect_end().await;
+    a.ping().await;
+    Client::connect(&world.address("b").await).await.ping().await;
+    Client::connect(&world.address("c").await).await.ping().await;
+    let changes = world.reload(&format!("listeners:\n{A}")).await;
+    assert_eq!(changes.len(), 2, "{changes:?}");
+    assert!(world.status("b").is_none() && world.status("c").is_none());
+    a.ping().await;
+    assert_eq!(world.reload(&format!("listeners:\n{A}")).await, [""; 0]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_reload_says_what_only_a_restart_changes() {
+    let world = World::start(&format!("listeners:\n{A}")).await;
+    let changes = world.reload(&format!("listeners:\n{A}gateway: {{ name: other }}\nlog: {{ level: debug }}\n")).await;
+    let expected = ["gateway.name takes effect at the next restart", "log takes effect at the next restart"];
+    assert_eq!(changes, expected);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_that_a_reload_cannot_have_is_tried_again_until_it_is_free() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let world = World::start(&format!("listeners:\n{A}")).await;
+    let changes = world.reload(&format!("listeners:\n{A}  - {{ name: b, address: {address} }}\n")).await;
+    assert!(changes.iter().any(|change| change.contains("another program has it")), "{changes:?}");
+    let is = |health| move |world: &World| world.status("b").is_some_and(|status| status.health == health);
+    world.until("it says that it is down", is(Health::Down)).await;
+    drop(taken);
+    world.until("it has the port", is(Health::Good)).await;
+    Client::connect(&address.to_string()).await.ping().await;
+    let mut metrics = Metrics::default();
+    world.handle.components().iter().for_each(|component| component.collect(&mut metrics));
+    let restarts = "fieldgate_component_restarts_total{kind=\"listener\",name=\"b\"}";
+    assert!(metrics.render().contains(restarts));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_was_cut_stays_cut_through_a_reload() {
+    let upstream = |keep_alive: &str| {
+        format!(
+            "listeners:\n{A}upstreams:\n  - name: cloud\n    url: mqtt://127.0.0.1:9\n    keep_alive: {keep_alive}\n    \
+             out: [ {{ filter: '#' }} ]\n"
+        )
+    };
+    let world = World::start(&upstream("60s")).await;
+    world.handle.set_upstream_paused("cloud", true).unwrap();
+    assert!(world.handle.set_upstream_paused("nobody", true).is_err());
+    assert_eq!(world.reload(&upstream("30s")).await, ["upstream `cloud` restarted"]);
+    assert!(world.handle.upstreams()[0].paused);
+    world
+        .until("it says that it is paused", |world| {
+            world.status("cloud").is_some_and(|status| status.health == Health::Paused)
+        })
+        .await;
+    world.reload(&format!("listeners:\n{A}")).await;
+    assert!(world.handle.upstreams().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_codec_restarts_its_device_and_no_other() {
+    let world = World::start(&format!("listeners:\n{A}")).await;
+    let script = world.directory.path().join("codec.js");
+    fs::write(&script, "function decodeUplink(input) { return { data: {} }; }").unwrap();
+    let serial = format!(
+        "listeners:\n{A}serial:\n  - {{ name: x, path: /nonexistent/x, codec: codec.js }}\n  \
+         - {{ name: y, path: /nonexistent/y, parse: {{ json: true }} }}\n"
+    );
+    assert_eq!(world.reload(&serial).await, ["serial device `x` started", "serial device `y` started"]);
+    fs::write(&script, "function decodeUplink(input) { return { data: { a: 1 } }; }").unwrap();
+    assert_eq!(world.reload(&serial).await, ["serial device `x` restarted"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn stopping_drains_in_time_with_clients_that_do_not_care() {
+    let world = World::start(&format!("listeners:\n{A}mqttsn: {{ address: 127.0.0.1:0 }}\n")).await;
+    let address = world.address("a").await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(Client::connect(&address).await);
+    }
+    // Some are in the middle of a packet.
+    for client in &mut clients[..10] {
+        client.0.write_all(b"\x30\xff\x7f").await.unwrap();
+    }
+    let took = world.stop().await;
+    assert!(took < Duration::from_secs(4), "2 s on a machine that has nothing else to do; took {took:?}");
+}
