@@ -50,7 +50,7 @@ impl Gateway {
         let filter = SharedFilter::split("#").unwrap();
         watcher.subscribe(&filter, SubscribeOptions::new(QoS::AtLeastOnce)).unwrap();
         let devices: Vec<Arc<str>> = settings.devices.iter().map(|device| device.name.clone()).collect();
-        let exchange = Exchange::attach(&hub, &settings.name, devices, PayloadForm::Json).unwrap();
+        let exchange = Exchange::attach(&hub, &settings.name, devices, settings.payload).unwrap();
         let bus = Bus::new(settings, exchange);
         let status = bus.observe();
         let (shutdown, stopped) = watch::channel(false);
@@ -138,7 +138,7 @@ fn json(message: &Message) -> Json {
 }
 
 fn bus(link: Link, devices: Vec<Device>) -> Settings {
-    Settings { name: "bus".into(), link, timeout: 250 * MS, request_gap: None, devices }
+    Settings { name: "bus".into(), link, timeout: 250 * MS, request_gap: None, payload: PayloadForm::Json, devices }
 }
 
 fn tcp(address: std::net::SocketAddr) -> Link {

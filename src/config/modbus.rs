@@ -9,6 +9,7 @@ use super::report::Report;
 use super::scalar::{HostPort, Name, Origin, Scalar, words};
 use super::source::Located;
 use super::table::Table;
+use crate::field::mapping::PayloadForm;
 use crate::field::modbus::{Device, DevicePoint, Link, Publish, ReadBack, Settings};
 use crate::field::{DataBits, Parity, SerialLine, StopBits};
 use crate::proto::modbus::{
@@ -22,6 +23,7 @@ words!(DataBits, "a number of data bits", "5" => DataBits::Five, "6" => DataBits
     "8" => DataBits::Eight);
 words!(Order, "an order", "big" => Order::Big, "little" => Order::Little);
 words!(Access, "an access", "read" => Access::Read, "read_write" => Access::ReadWrite, "write" => Access::Write);
+words!(PayloadForm, "a form of payload", "json" => PayloadForm::Json, "value" => PayloadForm::Value);
 words!(ReadBack, "what to do after a write", "trust" => ReadBack::Trust, "verify" => ReadBack::Verify);
 
 #[derive(Clone, Copy)]
@@ -73,9 +75,12 @@ pub(super) fn buses(table: &mut Table<'_>, names: &mut Names) -> Vec<Settings> {
             .value("request_gap", "The silence before each request; for devices that lose requests after an answer.")
             .range(Duration::ZERO..=Duration::from_secs(10))
             .optional();
+        let meaning =
+            "How readings are written: `json` with unit, quality and time, or the bare `value` while it is good.";
+        let payload = table.value("payload", meaning).or(PayloadForm::Json);
         let devices =
             table.list("devices", "The servers on the bus.", |table| device(table, on_serial, &mut names.devices));
-        Some(Settings { name: name?.value.0.into(), link: link?, timeout, request_gap, devices })
+        Some(Settings { name: name?.value.0.into(), link: link?, timeout, request_gap, payload, devices })
     })
 }
 

@@ -119,7 +119,10 @@ impl Part {
     /// Opens what the component needs.
     pub async fn bind(&self, handle: &Arc<Handle>) -> Result<Bound, Failure> {
         let hub = handle.hub();
-        let exchange = |name: &str, devices: Vec<Arc<str>>| Exchange::attach(hub, name, devices, PayloadForm::Json);
+        // Names are unique among buses, among serial devices and among programs, not among all of them.
+        let exchange = |kind: &str, name: &str, devices: Vec<Arc<str>>, form| {
+            Exchange::attach(hub, &format!("{kind}/{name}"), devices, form)
+        };
         match self.clone() {
             Self::Listener(settings) => {
                 let listener = Listener::bind(settings, hub.clone()).await?;
@@ -135,17 +138,17 @@ impl Part {
             }
             Self::Bus(settings) => {
                 let devices = settings.devices.iter().map(|device| device.name.clone()).collect();
-                let exchange = exchange(&settings.name, devices)?;
+                let exchange = exchange("modbus", &settings.name, devices, settings.payload)?;
                 let bus = field::modbus::Bus::new(settings, exchange);
                 Ok(Bound::new(Some(bus.observe()), |shutdown| bus.run(shutdown)))
             }
             Self::Serial(settings, _) => {
-                let exchange = exchange(&settings.name, vec![settings.name.clone()])?;
+                let exchange = exchange("serial", &settings.name, vec![settings.name.clone()], PayloadForm::Json)?;
                 let adapter = field::serial::Adapter::bind(settings, exchange)?;
                 Ok(Bound::new(Some(adapter.observe()), |shutdown| adapter.run(shutdown)))
             }
             Self::Plugin(settings) => {
-                let exchange = exchange(&settings.name, settings.devices.clone())?;
+                let exchange = exchange("program", &settings.name, settings.devices.clone(), PayloadForm::Json)?;
                 let adapter = field::process::Adapter::bind(settings, exchange)?;
                 Ok(Bound::new(Some(adapter.observe()), |shutdown| adapter.run(shutdown)))
             }

@@ -69,6 +69,8 @@ impl Default for PublishWithoutConnect {
 /// The largest payload of a UDP datagram over IPv4.
 pub const MAX_DATAGRAM_BYTES: usize = 65_507;
 
+const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -95,7 +97,8 @@ impl Settings {
         gateway::Settings {
             gateway_id: self.gateway_id,
             rules: Rules {
-                retry_interval: self.retry_interval,
+                // Shorter than any network's answer, it would only count a client as lost.
+                retry_interval: self.retry_interval.max(MIN_RETRY_INTERVAL),
                 retry_limit: self.retry_limit,
                 max_packet_bytes: self.max_packet_size.min(MAX_DATAGRAM_BYTES),
                 max_topics: self.max_topics_per_client,

@@ -3,10 +3,10 @@
 //! Operations keep the order in which they were submitted, with one exception that cannot be told apart from it: where
 //! a later operation of the same key makes an earlier one moot, the earlier one goes. The rules:
 //! - `Remove` after a pending `Enqueue`: nothing is written; sequences are never used twice, so the row is not on disk.
-//! - `RemoveInbound` after a pending `AddInbound`: nothing is written, but both receipts still wait for this batch. A
-//!   PUBCOMP that went out before the messages of the same PUBLISH are on disk would lose them in a crash.
 //! - `Release` after a pending `Enqueue`: the row is written without its content.
-//! - Any other operation replaces a pending one of the same key and takes over its receipts.
+//! - Any other operation replaces a pending one of the same key and takes over its receipts. So `RemoveInbound` after
+//!   `AddInbound` deletes a row that is not there, which writes nothing, but both receipts still wait for the commit: a
+//!   PUBCOMP that went out before the messages of the same PUBLISH are on disk would lose them in a crash.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -79,11 +79,6 @@ pub(super) enum Change {
     },
     PutRetained(Arc<Message>),
     DropRetained(TopicName),
-    /// Nothing to write, but the receipts wait for what else is in the batch.
-    Wait {
-        session: SessionId,
-        packet_id: u16,
-    },
 }
 
 /// A row of a queue that is to be written.
@@ -114,6 +109,11 @@ enum Key {
 }
 
 impl Batch {
+    /// A batch that deletes the rows of a session from sequence `first` to `last`.
+    pub fn removing(session: SessionId, first: u64, last: u64) -> Self {
+        Self { removals: HashMap::from([(session, Ranges::from_range(first, last))]), ..Self::default() }
+    }
+
     /// Adds an operation. Receipts that are settled by it at once are pushed to `satisfied`.
     pub fn push(&mut self, op: Op, satisfied: &mut Vec<Arc<Receipt>>) {
         match op {
@@ -346,11 +346,6 @@ impl Slot {
             (Change::Enqueue(_) | Change::EnqueueReleased { .. }, Change::Release { session, sequence }) => {
                 Change::EnqueueReleased { session, sequence }
             }
-            (Change::AddInbound { .. } | Change::Wait { .. }, Change::RemoveInbound { session, packet_id })
-                if !over_removal =>
-            {
-                Change::Wait { session, packet_id }
-            }
             // A dropped session does not come back: its number is never used again.
             (Change::DropSession(session), Change::PutSession(_)) => Change::DropSession(*session),
             (_, later) => later,
@@ -394,23 +389,18 @@ impl Change {
             Self::Enqueue(Row { session, sequence, .. })
             | Self::EnqueueReleased { session, sequence }
             | Self::Release { session, sequence } => Key::Row(*session, *sequence),
-            Self::AddInbound { session, packet_id, .. }
-            | Self::RemoveInbound { session, packet_id }
-            | Self::Wait { session, packet_id } => Key::Inbound(*session, *packet_id),
+            Self::AddInbound { session, packet_id, .. } | Self::RemoveInbound { session, packet_id } => {
+                Key::Inbound(*session, *packet_id)
+            }
             Self::PutRetained(message) => Key::Retained(message.topic.clone()),
             Self::DropRetained(topic) => Key::Retained(topic.clone()),
         }
     }
 
-    /// Needs room on the disk.
-    pub fn adds_data(&self) -> bool {
-        matches!(self, Self::Enqueue(_) | Self::AddInbound { .. } | Self::PutRetained(_))
-    }
-
     /// Adds data that an acknowledgement promises. Where such a change cannot be written it is refused; every other
     /// change must not be lost and is kept until it can be.
     pub fn is_refusable(&self) -> bool {
-        self.adds_data() || matches!(self, Self::Wait { .. })
+        matches!(self, Self::Enqueue(_) | Self::AddInbound { .. } | Self::PutRetained(_))
     }
 }
 
@@ -515,7 +505,6 @@ mod tests {
             Change::RemoveInbound { .. } => "remove inbound",
             Change::PutRetained(_) => "put retained",
             Change::DropRetained(_) => "drop retained",
-            Change::Wait { .. } => "wait",
         });
         changes.chain(batch.removals.values().map(|_| "remove")).collect()
     }
@@ -539,19 +528,11 @@ mod tests {
         check(vec![put(), put()], &["put retained"]);
         check(vec![put(), unretain()], &["drop retained"]);
         check(vec![unretain(), put()], &["put retained"]);
+        check(vec![add_inbound(None), remove_inbound(None)], &["remove inbound"]);
+        check(vec![remove_inbound(None), add_inbound(None)], &["add inbound"]);
         check(vec![record(), Op::DropSession(S)], &["drop session"]);
         check(vec![enqueue(1, None), Op::DropSession(S), remove(1)], &["drop session"]);
         check(vec![Op::DropSession(S), record()], &["drop session"]);
-    }
-
-    #[test]
-    fn an_inbound_identifier_that_was_never_on_disk_needs_no_write() {
-        let check = |ops: Vec<Op>, expected: &[&str]| assert_eq!(names(&batch(ops)), expected);
-        check(vec![add_inbound(None), remove_inbound(None)], &["wait"]);
-        check(vec![add_inbound(None), remove_inbound(None), add_inbound(None)], &["add inbound"]);
-        check(vec![remove_inbound(None), add_inbound(None)], &["add inbound"]);
-        // The first removal is of a row on disk, so the second must not be lost.
-        check(vec![remove_inbound(None), add_inbound(None), remove_inbound(None)], &["remove inbound"]);
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Database {
     /// Gives up to `bytes` of free pages back to the file system; takes effect with the next checkpoint.
     pub fn vacuum(&self, bytes: u64) -> rusqlite::Result<()> {
         let pages = bytes / self.page_bytes;
-        let mut statement = self.connection.prepare_cached(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        let mut statement = self.connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
         Ok(())
@@ -229,7 +229,7 @@ fn apply(
             connection.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([topic.as_str()]).map(|_| ())
         }
         // The session was dropped while another task still had something for it.
-        Change::PutSubscription { .. } | Change::AddInbound { .. } | Change::Wait { .. } => Ok(()),
+        Change::PutSubscription { .. } | Change::AddInbound { .. } => Ok(()),
     }
 }
 

@@ -181,7 +181,7 @@ impl Inbox {
         let batch = std::mem::take(&mut pending.batch);
         let loads = std::mem::take(&mut pending.loads);
         pending.in_flight = pending.in_flight.saturating_add(batch.bytes());
-        let last = pending.end == End::Closing;
+        let last = pending.end != End::Open;
         if last {
             pending.end = End::Closed;
         }

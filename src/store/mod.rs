@@ -22,6 +22,7 @@
 mod batch;
 mod database;
 mod inbox;
+pub mod inspect;
 mod op;
 mod open;
 mod ranges;
@@ -101,7 +102,7 @@ pub enum Durability {
     Relaxed,
 }
 
-pub use open::OpenError;
+pub use open::{DATABASE_FILE, OpenError};
 
 /// Why an open store could not be read or started.
 #[derive(Debug, Error)]

@@ -136,11 +136,12 @@ impl From<rusqlite::Error> for Trouble {
 fn open_database(path: &Path) -> Result<Database, Trouble> {
     let started = Instant::now();
     let mut connection = Connection::open(path)?;
-    connection.busy_timeout(Duration::from_secs(2))?;
-    connection.execute_batch(&format!(
-        "PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA trusted_schema = OFF;
-         PRAGMA cell_size_check = ON; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = OFF;"
-    ))?;
+    // Nobody else writes; whoever reads from outside may hold a lock for a moment.
+    connection.busy_timeout(Duration::from_millis(200))?;
+    connection.execute_batch(
+        "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA temp_store = MEMORY;
+         PRAGMA foreign_keys = OFF;",
+    )?;
     let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -151,6 +152,10 @@ fn open_database(path: &Path) -> Result<Database, Trouble> {
     if version > VERSION {
         let reason = format!("a newer fieldgate made it (version {version}, this one reads up to {VERSION})");
         return Err(Trouble::Unusable(reason));
+    }
+    // Up to here nothing is written: a file that is not ours stays as it is.
+    if is_new {
+        connection.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"))?;
     }
     connection.execute_batch(&format!(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
@@ -214,22 +219,24 @@ fn quarantine(path: &Path, clock: &Clock) -> Result<PathBuf, OpenError> {
             _ => {}
         }
     }
-    remove_oldest_quarantined(path);
+    remove_oldest_quarantined(path, &aside);
     Ok(aside)
 }
 
-fn remove_oldest_quarantined(path: &Path) {
+/// `newest` is the one that was just moved.
+fn remove_oldest_quarantined(path: &Path, newest: &Path) {
     let prefix = format!("{DATABASE_FILE}.corrupt-");
     let Some(entries) = path.parent().and_then(|directory| fs::read_dir(directory).ok()) else { return };
     let mut aside: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path != newest)
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm")
         })
         .collect();
     aside.sort();
-    for old in &aside[..aside.len().saturating_sub(MAX_QUARANTINED)] {
+    for old in &aside[..aside.len().saturating_sub(MAX_QUARANTINED - 1)] {
         warn!(path = %old.display(), limit = MAX_QUARANTINED, "too many databases were moved aside, the oldest is deleted");
         for suffix in ["", "-wal", "-shm"] {
             let _ = fs::remove_file(with_suffix(old, suffix));

@@ -8,6 +8,10 @@ use std::collections::BTreeMap;
 pub(super) struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
+    pub fn from_range(first: u64, last: u64) -> Self {
+        Self(BTreeMap::from([(first, last)]))
+    }
+
     pub fn insert(&mut self, number: u64) {
         let before = self.0.range(..=number).next_back().map(|(&first, &last)| (first, last));
         if before.is_some_and(|(_, last)| last >= number) {

@@ -1,5 +1,6 @@
 //! The one thread that writes: group commit, what happens when the disk refuses, and upkeep while nothing is due.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -69,7 +70,7 @@ impl Writer {
 
     pub fn run(mut self) {
         let inbox = self.inbox.clone();
-        // Only a panic leaves the inbox open, as in a callback; whoever waits must be told then.
+        // Only a panic leaves the inbox open; whoever waits must be told then.
         let _abandon = Abandon(&inbox);
         self.look_at_usage();
         self.upkeep_at = Some(Instant::now() + IDLE);
@@ -115,7 +116,7 @@ impl Writer {
         });
         match written {
             Ok(()) => {
-                let adds = is_whole && work.slots().any(|slot| slot.change.adds_data());
+                let adds = is_whole && work.slots().any(|slot| slot.change.is_refusable());
                 work.satisfy();
                 self.retry = None;
                 if adds {
@@ -183,7 +184,11 @@ impl Writer {
     fn answer(&self, load: Load) {
         let Load { session, from, limit, then } = load;
         let Database { connection, state, .. } = &self.database;
-        then(read::page(connection, state, session, from, limit, &self.kept));
+        let page = read::page(connection, state, session, from, limit, &self.kept);
+        // A fault in one receiver must not end the store for all others.
+        if catch_unwind(AssertUnwindSafe(|| then(page))).is_err() {
+            error!(session = session.0, "the receiver of a page panicked");
+        }
     }
 
     fn do_chores(&mut self) {
@@ -234,7 +239,7 @@ impl Writer {
         if self.database.purge()? || self.database.forget_topics()? {
             return Ok(true);
         }
-        let Usage { total, free, .. } = self.usage;
+        let Usage { total, free, .. } = self.database.usage()?;
         // Free pages are used again by the next outage; only what is out of proportion is given back.
         if free > KEEP_FREE_BYTES && free > total / 2 {
             self.database.vacuum(VACUUM_BYTES)?;

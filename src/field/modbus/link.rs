@@ -229,6 +229,7 @@ mod tests {
                 link: Link::Serial(SerialLine::new("/dev/null", baud_rate)),
                 timeout: Duration::from_secs(1),
                 request_gap: None,
+                payload: crate::field::mapping::PayloadForm::Json,
                 devices: Vec::new(),
             };
             let timing = Timing::of(&settings);

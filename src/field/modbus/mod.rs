@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::field::SerialLine;
+use crate::field::mapping::PayloadForm;
 use crate::proto::modbus::{Point, ReadLimits, UnitId};
 
 /// One bus: everything behind one serial port or one TCP connection, with one owner.
@@ -30,6 +31,8 @@ pub struct Settings {
     /// The silence before each request. `None`: what the specification asks of a serial line (V1.02 §2.5.1.1), none
     /// over TCP. Devices that lose requests after an answer need more.
     pub request_gap: Option<Duration>,
+    /// How readings are written. Used by whoever makes the bus's exchange.
+    pub payload: PayloadForm,
     pub devices: Vec<Device>,
 }
 

@@ -385,7 +385,8 @@ impl Gateway {
 
     fn advertise(&mut self, now: Instant) {
         let Some(interval) = self.settings.advertise_interval else { return };
-        self.advertise_at = Some(now + interval);
+        // An interval of nothing would be due for ever.
+        self.advertise_at = Some(now + interval.max(Duration::from_secs(1)));
         if !self.has_room() {
             return;
         }

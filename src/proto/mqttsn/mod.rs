@@ -28,7 +28,7 @@
 //! | 6.5 | REGACK with a code | 1: asked again after T_retry; others: this topic is not sent until the next CONNECT | "congestion" passes, a refusal does not |
 //! | 6.6 | one QoS 1/2 exchange at a time | toward the client: kept; from the client: up to 8, then code 1 | answers may wait for the disk; harmless, and told |
 //! | 6.6 | PUBACK with code 1 from a client | sent again after T_retry without counting as silence; from an awake client: when it wakes next | it is alive, and busy |
-//! | 6.6 | PUBACK with code 2 for a normal id | REGISTER once more, then the message again; the second time it is given up and counted | no loop |
+//! | 6.6 | PUBACK with code 2 for a normal id | REGISTER, then the message again, N_retry times; then it is given up and counted | the code may be a late duplicate, and there must be no loop |
 //! | 6.8 | QoS −1 needs no connection | from connected and sleeping clients too, with their rights; from others only where the operator allows it | it has no identity that rules could name |
 //! | 6.10 | a message too big for the network is dropped | counted, and logged once per connection | it would block the queue otherwise |
 //! | 6.11 | a lost client | gets nothing; its next message is answered by DISCONNECT | whoever hears it may be someone else |

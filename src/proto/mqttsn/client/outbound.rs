@@ -42,7 +42,7 @@ struct Registering {
     topic_id: u16,
     msg_id: MsgId,
     delivery: Delivery,
-    cured: bool,
+    cures: u32,
     retry: Retry,
 }
 
@@ -56,8 +56,8 @@ struct Exchange {
 
 #[derive(Debug)]
 enum Stage {
-    /// PUBLISH sent. `cured`: the client had forgotten the topic id and was told again.
-    Publish { delivery: Delivery, topic: TopicId, cured: bool },
+    /// PUBLISH sent. `cures`: how often the client had forgotten the topic id and was told again.
+    Publish { delivery: Delivery, topic: TopicId, cures: u32 },
     /// PUBREC came; the session writes that down.
     Received,
     /// PUBREL sent.
@@ -155,14 +155,14 @@ impl Outbound {
                 _ => break,
             }
             let Some(delivery) = self.backlog.pop_front() else { break };
-            self.start(delivery, false, topics, cx);
+            self.start(delivery, 0, topics, cx);
         }
     }
 
-    fn start(&mut self, delivery: Delivery, cured: bool, topics: &mut TopicMap, cx: &mut Context<'_>) {
+    fn start(&mut self, delivery: Delivery, cures: u32, topics: &mut TopicMap, cx: &mut Context<'_>) {
         match topics.way(&delivery.message.topic) {
-            Way::Ready(topic) => self.publish(delivery, topic, cured, cx),
-            Way::Register(topic_id) => self.register(delivery, topic_id, cured, cx),
+            Way::Ready(topic) => self.publish(delivery, topic, cures, cx),
+            Way::Register(topic_id) => self.register(delivery, topic_id, cures, cx),
             Way::Refused => give_up(&delivery, DropReason::Refused, cx.out),
             Way::Exhausted => {
                 if !std::mem::replace(&mut self.told.exhausted, true) {
@@ -174,7 +174,7 @@ impl Outbound {
         }
     }
 
-    fn publish(&mut self, delivery: Delivery, topic: TopicId, cured: bool, cx: &mut Context<'_>) {
+    fn publish(&mut self, delivery: Delivery, topic: TopicId, cures: u32, cx: &mut Context<'_>) {
         let packet = publish_packet(&delivery, topic, delivery.dup);
         if !self.fits(&packet, &delivery, cx) {
             return;
@@ -182,11 +182,11 @@ impl Outbound {
         cx.out.send(&packet);
         if let Some(packet_id) = delivery.packet_id {
             let retry = Retry::start(cx.now, cx.rules);
-            self.exchange = Some(Exchange { packet_id, stage: Stage::Publish { delivery, topic, cured }, retry });
+            self.exchange = Some(Exchange { packet_id, stage: Stage::Publish { delivery, topic, cures }, retry });
         }
     }
 
-    fn register(&mut self, delivery: Delivery, topic_id: u16, cured: bool, cx: &mut Context<'_>) {
+    fn register(&mut self, delivery: Delivery, topic_id: u16, cures: u32, cx: &mut Context<'_>) {
         let msg_id = self.last_register.checked_add(1).unwrap_or(1);
         let message = delivery.message.clone();
         let packet = Packet::Register { topic_id, msg_id, topic_name: message.topic.as_str().as_bytes() };
@@ -196,7 +196,7 @@ impl Outbound {
         cx.out.send(&packet);
         self.last_register = msg_id;
         let retry = Retry::start(cx.now, cx.rules);
-        self.register = Some(Registering { topic_id, msg_id, delivery, cured, retry });
+        self.register = Some(Registering { topic_id, msg_id, delivery, cures, retry });
     }
 
     fn fits(&mut self, packet: &Packet<'_>, delivery: &Delivery, cx: &mut Context<'_>) -> bool {
@@ -225,7 +225,7 @@ impl Outbound {
         match code {
             ReturnCode::Accepted => {
                 topics.accepted(register.topic_id);
-                self.publish(register.delivery, TopicId::Normal(register.topic_id), register.cured, cx);
+                self.publish(register.delivery, TopicId::Normal(register.topic_id), register.cures, cx);
             }
             ReturnCode::Congestion => {
                 let retry = Retry::start(cx.now, cx.rules);
@@ -257,25 +257,25 @@ impl Outbound {
             }
             return Verdict::Fine;
         };
-        let Stage::Publish { delivery, topic, cured } = exchange.stage else { return Verdict::Fine };
+        let Stage::Publish { delivery, topic, cures } = exchange.stage else { return Verdict::Fine };
         match (code, topic) {
             (ReturnCode::Accepted, _) if delivery.qos == QoS::AtLeastOnce => {
                 cx.out.request(Request::Acknowledge(exchange.packet_id));
             }
             (ReturnCode::Accepted, _) => {
                 // A QoS 2 message is answered by PUBREC; this is not it.
-                exchange.stage = Stage::Publish { delivery, topic, cured };
+                exchange.stage = Stage::Publish { delivery, topic, cures };
                 self.exchange = Some(exchange);
             }
             (ReturnCode::Congestion, _) => {
-                exchange.stage = Stage::Publish { delivery, topic, cured };
+                exchange.stage = Stage::Publish { delivery, topic, cures };
                 exchange.retry = Retry::start(cx.now, cx.rules);
                 self.exchange = Some(exchange);
                 return Verdict::Congested;
             }
-            (ReturnCode::InvalidTopicId, TopicId::Normal(id)) if !cured => {
+            (ReturnCode::InvalidTopicId, TopicId::Normal(id)) if cures < cx.rules.retry_limit => {
                 topics.unknown(id);
-                self.start(delivery, true, topics, cx);
+                self.start(delivery, cures + 1, topics, cx);
             }
             (ReturnCode::InvalidTopicId | ReturnCode::NotSupported, _) => {
                 give_up(&delivery, DropReason::Refused, cx.out);
@@ -326,7 +326,7 @@ impl Outbound {
             match exchange.stage {
                 Stage::Publish { mut delivery, .. } => {
                     delivery.dup = true;
-                    self.start(delivery, false, topics, cx);
+                    self.start(delivery, 0, topics, cx);
                 }
                 Stage::Received => self.exchange = Some(exchange),
                 Stage::Release => self.release(exchange.packet_id, cx),

@@ -1,0 +1,294 @@
+//! Files that are not, or no longer, a whole database of ours; databases of older versions.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+
+/// A store with 200 messages in one session, closed.
+fn filled() -> TempDir {
+    let directory = TempDir::new().unwrap();
+    let store = start(directory.path());
+    let mut ops = vec![put(S)];
+    ops.extend((1..=200).map(|sequence| enqueue(S, sequence, message("some/topic", vec![b'x'; 500]), None)));
+    keep(&store, ops);
+    store.close();
+    directory
+}
+
+fn database(directory: &TempDir) -> PathBuf {
+    directory.path().join(DATABASE_FILE)
+}
+
+/// Whatever is there, the store opens, empty, and the file stands aside unchanged.
+#[track_caller]
+fn check_is_moved_aside(directory: &TempDir) {
+    let before = fs::read(database(directory)).unwrap();
+    let mut opened = open(directory.path());
+    let aside = opened.quarantined.clone().expect("the file is moved aside");
+    assert!(fs::read(&aside).unwrap() == before, "the file is changed");
+    let name = aside.file_name().unwrap().to_string_lossy().into_owned();
+    assert!(name.starts_with("fieldgate.db.corrupt-2") && name.ends_with('Z'), "{name}");
+    assert!(opened.sessions().unwrap().is_empty());
+    let store = opened.run().unwrap();
+    let status = &store.statuses()[0];
+    assert_eq!(status.health, crate::observe::Health::Degraded);
+    assert!(status.reason.as_ref().unwrap().contains(&name));
+    keep(&store, vec![put(S), enqueue(S, 1, message("t", "x"), None)]);
+    store.close();
+    let opened = open(directory.path());
+    assert_eq!(opened.quarantined, None);
+    assert_eq!(sequences(&opened.run().unwrap(), S), [1]);
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_moved_aside() {
+    for parts in [2, 5] {
+        let directory = filled();
+        let file = fs::OpenOptions::new().write(true).open(database(&directory)).unwrap();
+        file.set_len(file.metadata().unwrap().len() / parts).unwrap();
+        check_is_moved_aside(&directory);
+    }
+}
+
+#[test]
+fn a_file_with_flipped_bytes_in_its_structure_is_moved_aside() {
+    // The header, the schema, and the headers of the pages behind them.
+    for offset in [0, 3, 100, 110, 2048 * 2 + 5] {
+        let directory = filled();
+        let mut bytes = fs::read(database(&directory)).unwrap();
+        bytes[offset..offset + 4].iter_mut().for_each(|byte| *byte = !*byte);
+        fs::write(database(&directory), bytes).unwrap();
+        check_is_moved_aside(&directory);
+    }
+}
+
+#[test]
+fn any_flipped_byte_leaves_a_store_that_opens_and_reads() {
+    let directory = filled();
+    let whole = fs::read(database(&directory)).unwrap();
+    for round in 0..60 {
+        let directory = TempDir::new().unwrap();
+        let mut bytes = whole.clone();
+        let at = round * 1_000_003 % bytes.len();
+        bytes[at] ^= 1 << (round % 8);
+        fs::write(directory.path().join(DATABASE_FILE), bytes).unwrap();
+        let mut opened = open(directory.path());
+        opened.sessions().unwrap();
+        opened.retained(&mut |_| {}).unwrap();
+        let store = opened.run().unwrap();
+        load(&store, S, 0, usize::MAX, usize::MAX);
+        store.close();
+    }
+}
+
+#[test]
+fn a_torn_log_loses_only_what_is_behind_the_tear() {
+    let directory = TempDir::new().unwrap();
+    let store = start(directory.path());
+    keep(&store, vec![put(S), enqueue(S, 1, message("t", "first"), None)]);
+    keep(&store, vec![enqueue(S, 2, message("t", "second"), None)]);
+    let copy = TempDir::new().unwrap();
+    for name in [DATABASE_FILE, "fieldgate.db-wal"] {
+        fs::copy(directory.path().join(name), copy.path().join(name)).unwrap();
+    }
+    let log = fs::OpenOptions::new().write(true).open(copy.path().join("fieldgate.db-wal")).unwrap();
+    log.set_len(log.metadata().unwrap().len() - 100).unwrap();
+    let opened = open(copy.path());
+    assert_eq!(opened.quarantined, None);
+    assert_eq!(sequences(&opened.run().unwrap(), S), [1]);
+}
+
+#[test]
+fn foreign_files_and_newer_databases_are_moved_aside() {
+    let directory = TempDir::new().unwrap();
+    fs::write(database(&directory), "store: of another program\n".repeat(100)).unwrap();
+    check_is_moved_aside(&directory);
+
+    let directory = TempDir::new().unwrap();
+    let foreign = rusqlite::Connection::open(database(&directory)).unwrap();
+    foreign.execute_batch("CREATE TABLE message (id INTEGER); PRAGMA user_version = 1;").unwrap();
+    drop(foreign);
+    check_is_moved_aside(&directory);
+
+    let directory = filled();
+    let newer = rusqlite::Connection::open(database(&directory)).unwrap();
+    newer.pragma_update(None, "user_version", schema::VERSION + 1).unwrap();
+    newer.close().unwrap();
+    check_is_moved_aside(&directory);
+
+    let directory = filled();
+    let incomplete = rusqlite::Connection::open(database(&directory)).unwrap();
+    incomplete.execute_batch("DROP TABLE queue").unwrap();
+    incomplete.close().unwrap();
+    check_is_moved_aside(&directory);
+}
+
+#[test]
+fn an_empty_file_is_a_new_database() {
+    let directory = TempDir::new().unwrap();
+    fs::write(database(&directory), "").unwrap();
+    assert_eq!(open(directory.path()).quarantined, None);
+}
+
+#[test]
+fn only_so_many_files_are_kept_aside() {
+    let directory = TempDir::new().unwrap();
+    for round in 0..8 {
+        fs::write(database(&directory), format!("not a database {round}").repeat(100)).unwrap();
+        let aside = open(directory.path()).quarantined.unwrap();
+        assert!(aside.exists());
+    }
+    let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let aside = names.filter(|name| name.to_string_lossy().contains(".corrupt-")).count();
+    assert_eq!(aside, 5);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = Store::bind(settings(&file.join("store")), clock()).unwrap_err();
+    assert!(matches!(error, OpenError::Directory { .. }), "{error}");
+    let error = Store::bind(settings(Path::new("/proc/self")), clock()).unwrap_err();
+    assert!(matches!(error, OpenError::Unwritable { .. }), "{error}");
+}
+
+/// A database as version 1 wrote it. Never changes: it stands for those in the field.
+const VERSION_1: &str = "
+    PRAGMA page_size = 2048; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;
+    CREATE TABLE session (
+        id INTEGER PRIMARY KEY, slot INTEGER NOT NULL, face INTEGER NOT NULL, client_id TEXT NOT NULL,
+        user TEXT, expiry_millis INTEGER, detached_at INTEGER) STRICT;
+    CREATE TABLE will (
+        session INTEGER PRIMARY KEY, delay_millis INTEGER NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
+        flags INTEGER NOT NULL, accepted_at INTEGER NOT NULL, extra BLOB) STRICT;
+    CREATE TABLE subscription (
+        session INTEGER NOT NULL, filter TEXT NOT NULL, options INTEGER NOT NULL, identifier INTEGER,
+        PRIMARY KEY (session, filter)) STRICT, WITHOUT ROWID;
+    CREATE TABLE inbound (
+        session INTEGER NOT NULL, packet_id INTEGER NOT NULL,
+        PRIMARY KEY (session, packet_id)) STRICT, WITHOUT ROWID;
+    CREATE TABLE retained (
+        topic TEXT PRIMARY KEY, payload BLOB NOT NULL, flags INTEGER NOT NULL, accepted_at INTEGER NOT NULL,
+        extra BLOB) STRICT, WITHOUT ROWID;
+    CREATE TABLE queue (
+        key INTEGER PRIMARY KEY, topic ANY, payload BLOB, flags INTEGER NOT NULL, accepted_at INTEGER NOT NULL,
+        extra BLOB) STRICT;
+    CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+    CREATE TABLE summary (
+        slot INTEGER PRIMARY KEY, last INTEGER NOT NULL, messages INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
+    PRAGMA application_id = 1179074900; PRAGMA user_version = 1;
+    INSERT INTO session VALUES (9, 3, 1, 'plant', 'operator', 60000, 1793491200000);
+    INSERT INTO will VALUES (9, 5000, 'gone', x'6f6666', 80, 1793491200000, NULL);
+    INSERT INTO subscription VALUES (9, 'a/#', 2, 7);
+    INSERT INTO inbound VALUES (9, 513);
+    INSERT INTO retained VALUES ('state', x'6f6b', 84, 1793491200000, NULL);
+    INSERT INTO topic VALUES (5, 'a/b');
+    -- Slot 3: sequence 40 counted by the summary, 41 released, 42 behind it; slot 4 belongs to no session any more.
+    INSERT INTO queue VALUES ((3 << 40) + 40, 5, x'3430', 33, 1793491200000, NULL);
+    INSERT INTO queue VALUES ((3 << 40) + 41, NULL, NULL, 10, 0, NULL);
+    INSERT INTO queue VALUES ((3 << 40) + 42, 'a/c', x'3432', 98, 1793491200001,
+        x'07e803000000000000010007000000010126000161000162');
+    INSERT INTO queue VALUES ((4 << 40) + 1, 5, x'3430', 33, 1793491200000, NULL);
+    INSERT INTO summary VALUES (3, 41, 2, 5);
+";
+
+#[test]
+fn a_database_of_version_1_is_read() {
+    let directory = TempDir::new().unwrap();
+    let old = rusqlite::Connection::open(database(&directory)).unwrap();
+    old.execute_batch(VERSION_1).unwrap();
+    old.close().unwrap();
+
+    let mut opened = open(directory.path());
+    assert_eq!(opened.quarantined, None);
+    let session = opened.sessions().unwrap().remove(0);
+    let at = UnixMillis(1_793_491_200_000);
+    let topic = |text: &str| TopicName::new(text).unwrap();
+    let will = Message::new(topic("gone"), "off", QoS::AtLeastOnce, at).retained();
+    let record = SessionRecord {
+        id: SessionId(9),
+        face: 1,
+        client_id: "plant".into(),
+        user: Some("operator".into()),
+        expiry_interval: Some(Duration::from_secs(60)),
+        detached_at: Some(at),
+        will: Some(Box::new(WillRecord { message: will, delay: Duration::from_secs(5) })),
+    };
+    let subscription = StoredSubscription { filter: "a/#".into(), options: 2, identifier: Some(7) };
+    let queue = QueueSummary { first: Some(40), last: Some(42), messages: 3, bytes: 5 + 7 };
+    let expected = StoredSession { record, subscriptions: vec![subscription], inbound: vec![513], queue };
+    assert_eq!(session, expected);
+    let mut retained = Vec::new();
+    opened.retained(&mut |message| retained.push(message)).unwrap();
+    assert_eq!(retained, [Message::new(topic("state"), "ok", QoS::AtLeastOnce, at).retained()]);
+
+    let page = load(&opened.run().unwrap(), SessionId(9), 0, 10, 1000);
+    let first = Message::new(topic("a/b"), "40", QoS::ExactlyOnce, at);
+    assert_eq!(page.messages[0].qos, QoS::AtLeastOnce);
+    assert_eq!(page.messages[0].state, StoredState::Queued(Arc::new(first)));
+    assert_eq!((page.messages[1].qos, &page.messages[1].state), (QoS::ExactlyOnce, &StoredState::Released));
+    let mut rich = Message::new(topic("a/c"), "42", QoS::ExactlyOnce, UnixMillis(1_793_491_200_001)).retained();
+    rich.expiry_interval = Some(Duration::from_secs(1));
+    let user_properties = vec![("a".into(), "b".into())];
+    let properties =
+        crate::message::Properties { payload_is_utf8: true, user_properties, ..crate::message::Properties::default() };
+    rich.properties = Some(Box::new(properties));
+    let expected = StoredMessage {
+        sequence: 42,
+        qos: QoS::ExactlyOnce,
+        retain: false,
+        identifiers: Some([7].into()),
+        state: StoredState::Queued(Arc::new(rich)),
+    };
+    assert_eq!(page.messages[2], expected);
+}
+
+#[test]
+fn a_damaged_database_gives_up_what_can_be_read() {
+    let directory = filled();
+    let path = database(&directory);
+    let whole = fs::read(&path).unwrap();
+    let export = |client_id: Option<&str>| {
+        let mut out = Vec::new();
+        let exported = inspect::export(&path, client_id, &mut out).unwrap();
+        (exported, String::from_utf8(out).unwrap())
+    };
+    let (exported, text) = export(None);
+    assert_eq!(exported, inspect::Exported { messages: 200, unreadable: 0 });
+    let first = text.lines().next().unwrap();
+    assert!(first.contains(r#""client_id":"client-1""#) && first.contains(r#""sequence":1"#), "{first}");
+    assert_eq!(export(Some("client-1")).0.messages, 200);
+    assert_eq!(export(Some("client-2")).0.messages, 0);
+
+    let mut bytes = whole;
+    let middle = bytes.len() / 2 / 2048 * 2048;
+    bytes[middle..middle + 2048].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    let (exported, text) = export(None);
+    assert!((190..200).contains(&exported.messages), "{exported:?}");
+    assert!(exported.unreadable > 0);
+    assert_eq!(text.lines().count() as u64, exported.messages);
+    assert!(!inspect::verify(&path).unwrap().findings.is_empty());
+}
+
+#[test]
+fn queues_are_shown_and_purged_from_outside() {
+    let directory = filled();
+    let shown = inspect::show(directory.path()).unwrap();
+    assert_eq!((shown[0].queue.messages, shown[0].queue.bytes), (200, 200 * 510));
+    let settings = settings(directory.path());
+    let error = inspect::purge(&settings, Some("nobody"), &clock()).unwrap_err();
+    assert!(matches!(error, inspect::InspectError::NoSession(_)), "{error}");
+    let store = start(directory.path());
+    assert_eq!(inspect::show(directory.path()).unwrap(), shown);
+    let error = inspect::purge(&settings, None, &clock()).unwrap_err();
+    assert!(matches!(error, inspect::InspectError::Open(OpenError::Locked { .. })), "{error}");
+    store.close();
+    assert_eq!(inspect::purge(&settings, Some("client-1"), &clock()).unwrap(), 200);
+    let queue = QueueSummary { first: None, last: Some(200), messages: 0, bytes: 0 };
+    assert_eq!(inspect::show(directory.path()).unwrap()[0].queue, queue);
+    assert!(inspect::verify(directory.path()).unwrap().findings.is_empty());
+}
