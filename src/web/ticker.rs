@@ -97,12 +97,13 @@ struct Beat {
 impl Beat {
     /// Values and log lines.
     fn quick(&mut self, app: &App) {
-        let changes = app.values.take_changes();
         let last_line = app.parts.log.last();
         let lines_after = std::mem::replace(&mut self.last_line, last_line);
         if !app.feed.is_wanted() {
+            app.values.forget_changes();
             return;
         }
+        let changes = app.values.take_changes();
         if changes.incomplete {
             app.feed.send("reload", &json!({}));
         } else {

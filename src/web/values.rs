@@ -127,6 +127,13 @@ impl Values {
         (all.collect(), inner.left_off)
     }
 
+    /// Lets go of changes that nobody wants to know.
+    pub fn forget_changes(&self) {
+        let mut inner = self.inner.lock();
+        inner.changed.clear();
+        inner.overrun = false;
+    }
+
     /// What changed since the last call; several changes of one point count as one.
     pub fn take_changes(&self) -> Changes {
         let mut inner = self.inner.lock();

@@ -175,6 +175,28 @@ def test_every_view_fits_its_window(plant, open_page, size, scheme):
         assert unnamed == 0, f"{name} has controls without a name"
 
 
+def test_the_page_says_when_the_gateway_is_away_and_comes_back_by_itself(tmp_path, open_page):
+    def start(name, port):
+        listener = "listeners: [ { name: local, address: '127.0.0.1:0' } ]"
+        return Gateway(tmp_path / name, f"gateway: {{ name: {name} }}\n{listener}\nweb: {{ address: '127.0.0.1:{port}' }}")
+
+    gateway = start("before", 0)
+    port = gateway.port("serving the web UI")
+    page = open_page(f"http://127.0.0.1:{port}/")
+    expect(page.locator(".frame-link")).to_have_text("Live")
+    gateway.stop()
+    expect(page.locator(".frame-link")).to_have_text("No connection")
+    expect(page.locator(".notice")).to_contain_text("The gateway does not answer")
+    gateway = start("after", port)
+    expect(page.locator(".frame-link")).to_have_text("Live")
+    expect(page.locator("main h1")).to_have_text("after")
+    expect(page.locator(".notice")).to_be_hidden()
+    # What the browser says of a gateway that is away; nothing else may be wrong.
+    assert all("net::ERR" in error for error in open_page.errors), open_page.errors
+    open_page.errors.clear()
+    gateway.stop()
+
+
 def test_from_elsewhere_a_login_is_asked_for(tmp_path, open_page):
     hashing = [FIELDGATE, "passwd", "anna", "--file", tmp_path / "anna.hash"]
     subprocess.run(hashing, input=b"tulip field 7\n", check=True, timeout=PATIENCE)
