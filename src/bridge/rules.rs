@@ -68,6 +68,9 @@ impl Rule {
     pub fn new(settings: &RuleSettings, gateway: &str) -> Result<Self, RuleError> {
         let RuleSettings { filter, qos, retain, local_prefix, remote_prefix } = settings;
         let filter = expand(filter, gateway)?;
+        if [&filter, local_prefix, remote_prefix].iter().any(|text| text.starts_with("$share/")) {
+            return Err(RuleError::Shared);
+        }
         let prefix = |text: &str, side| {
             let text = expand(text, gateway)?;
             if text.contains(['+', '#']) {
@@ -156,6 +159,8 @@ pub enum RuleError {
     Template { name: String },
     #[error("`+` and `#` are not allowed in {side}: a prefix is one fixed text, put them into the filter")]
     WildcardInPrefix { side: &'static str },
+    #[error("shared subscriptions (`$share/…`) are for clients that divide messages; an upstream gets all of them")]
+    Shared,
     #[error("the prefix `{prefix}` must end with `/` before a filter that begins with a wildcard")]
     NoSlash { prefix: String },
     #[error("`{text}` is not a topic filter")]
@@ -250,6 +255,7 @@ mod tests {
         check(rule("#", "plant", ""), "the prefix `plant` must end with `/`");
         check(rule("a/#/b", "", ""), "`a/#/b` is not a topic filter");
         check(rule("", "", ""), "`` is not a topic filter");
+        check(rule("$share/g/a", "", ""), "shared subscriptions");
         assert!(Rule::new(&rule("odd{brace", "", ""), "g").is_ok());
     }
 }

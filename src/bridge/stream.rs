@@ -155,8 +155,9 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Works until the connection is lost or `stop` says so; the link is detached then.
-    pub async fn run(mut self, transport: Box<dyn Transport>, subscribe: bool, stop: &mut Stop) -> End {
+    /// Works until the connection is lost or `stop` says so; the link is detached then. Also tells whether every
+    /// SUBSCRIBE was answered.
+    pub async fn run(mut self, transport: Box<dyn Transport>, subscribe: bool, stop: &mut Stop) -> (End, bool) {
         if self.is_new {
             self.link.forget_all_inbound();
         }
@@ -172,7 +173,7 @@ impl<'a> Stream<'a> {
             let _ = timeout(FAREWELL, self.write_all(&mut writer)).await;
         }
         self.link.detach(false, None);
-        end
+        (end, self.requests.is_empty())
     }
 
     /// Subscribes, and says that we are here.

@@ -195,8 +195,8 @@ impl<'a> Uplink<'a> {
             Err(attempt) => attempt,
             Ok((stream, transport, subscribe)) => {
                 let since = Instant::now();
-                let end = stream.run(transport, subscribe, &mut stop).await;
-                self.subscribed = true;
+                let (end, subscribed) = stream.run(transport, subscribe, &mut stop).await;
+                self.subscribed = subscribed;
                 match end {
                     End::Asked => Attempt::Asked,
                     End::Lost(reason) => Attempt::Lost { reason, lasted: since.elapsed() },

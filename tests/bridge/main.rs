@@ -436,6 +436,21 @@ async fn an_older_broker_is_spoken_to_in_its_version() {
 }
 
 #[tokio::test]
+async fn an_older_upstream_is_subscribed_to_until_it_has_answered_and_then_no_more() {
+    let peer = Peer::bind().await;
+    let gateway = Gateway::start(Settings { version: VersionChoice::V3_1_1, ..with_commands(&peer) });
+    for session_present in [false, true] {
+        let mut connection = peer.welcome(session_present, &[]).await;
+        assert!(matches!(connection.next().await, Got::Subscribe(..)));
+        // Cut before the SUBACK.
+    }
+    peer.welcome(true, &[]).await.grant().await;
+    let mut connection = peer.welcome(true, &[]).await;
+    assert_eq!(connection.within(QUIET).await, None, "retained commands would come again");
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn a_refusal_stands_in_the_status_with_what_to_do() {
     let peer = Peer::bind().await;
     let gateway = Gateway::start(Settings {
