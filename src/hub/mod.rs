@@ -57,6 +57,11 @@ pub enum AttachError {
 #[error("the stored sessions and retained messages cannot be read")]
 pub struct RestoreError(#[from] crate::store::ReadError);
 
+/// How long after a restart a client may take to come back before its will says that it is lost: it was the gateway that
+/// was gone. A sleeping sensor knows nothing of it and comes when it wakes.
+const RESTART_GRACE: Duration = Duration::from_secs(60);
+const SLEEPER_GRACE: Duration = Duration::from_secs(3600);
+
 /// Client ids are unique within a face.
 type SessionKey = (Face, Arc<str>);
 
@@ -145,7 +150,10 @@ impl Hub {
                 None => SessionExpiry::Never,
                 Some(interval) => SessionExpiry::After(interval),
             };
-            state.will = record.will.map(|will| Will { message: will.message, delay: will.delay });
+            state.will = record.will.map(|will| Will {
+                message: will.message,
+                delay: will.delay.max(if face == Face::MqttSn { SLEEPER_GRACE } else { RESTART_GRACE }),
+            });
             state.inbound = stored.inbound.into_iter().map(|id| (id, None)).collect();
             let mut routes = self.0.routes.write();
             for subscription in stored.subscriptions {

@@ -155,6 +155,8 @@ pub struct Queue {
     outstanding: usize,
     /// PUBRELs that may be sent.
     releases: VecDeque<PacketId>,
+    /// How many of `inflight` wait for their PUBREC to reach the disk.
+    releasing: usize,
     tail: Option<Tail>,
     loading: Option<u64>,
     next_sequence: u64,
@@ -175,6 +177,7 @@ impl Queue {
             resent: 0,
             outstanding: 0,
             releases: VecDeque::new(),
+            releasing: 0,
             tail: None,
             loading: None,
             next_sequence: 0,
@@ -390,6 +393,7 @@ impl Queue {
             }
             InflightState::Releasing(receipt) if receipt.state() == ReceiptState::Pending => return false,
             InflightState::Releasing(_) | InflightState::Released => {
+                self.releasing -= usize::from(matches!(entry.state, InflightState::Releasing(_)));
                 entry.state = InflightState::Released;
                 into.push(Outbound::Release(id));
             }
@@ -405,11 +409,15 @@ impl Queue {
 
     /// Finds the PUBRECs that have reached the disk since the last look.
     fn collect_releases(&mut self) {
+        if self.releasing == 0 {
+            return;
+        }
         for entry in self.inflight.iter_mut().take(self.resent) {
             if let InflightState::Releasing(receipt) = &entry.state
                 && receipt.state() != ReceiptState::Pending
             {
                 entry.state = InflightState::Released;
+                self.releasing -= 1;
                 self.releases.push_back(packet_id(entry.sequence));
             }
         }
@@ -434,8 +442,10 @@ impl Queue {
         let Some(index) = self.find(id).filter(|&index| expected(&self.inflight[index].state)) else {
             return false;
         };
-        let sequence = self.inflight[index].sequence;
-        self.inflight[index].state = InflightState::Done;
+        let Inflight { sequence, state } = &mut self.inflight[index];
+        let sequence = *sequence;
+        let before = std::mem::replace(state, InflightState::Done);
+        self.releasing -= usize::from(matches!(before, InflightState::Releasing(_)));
         self.outstanding -= usize::from(index < self.resent);
         self.remove_from_journal(sequence, ops);
         while self.inflight.front().is_some_and(|entry| matches!(entry.state, InflightState::Done)) {
@@ -458,6 +468,7 @@ impl Queue {
                     let receipt = Receipt::new(signal.clone());
                     receipt.add();
                     ops.push(Op::Release { session: self.session, sequence, receipt: Some(receipt.clone()) });
+                    self.releasing += 1;
                     InflightState::Releasing(receipt)
                 } else {
                     self.releases.push_back(id);
