@@ -544,6 +544,8 @@ impl Queue {
         }
         if complete {
             tail.from = tail.from.max(next_at_request);
+            // What is paged in later was queued by this process; ahead of what waits it would be out of order.
+            self.maybe_sent = 0;
         }
         self.tail = (tail.from < self.next_sequence).then_some(tail);
     }
@@ -771,6 +773,29 @@ mod tests {
         assert_eq!(bench.take(), "!9 x#10+ x#12+ x#13");
         bench.push("1y");
         assert_eq!(bench.take(), "y#14");
+    }
+
+    #[test]
+    fn what_is_paged_in_after_the_restored_part_goes_behind_what_waits() {
+        let found = QueueSummary { first: Some(0), last: Some(1), messages: 2, bytes: 2 };
+        // More may have been sent than there is.
+        let mut bench = Bench { queue: Queue::restored(SessionId(7), found, 9), ..Bench::new(true) };
+        let mut source = Bench::new(true);
+        for spelled in ["1a", "1b"] {
+            source.push(spelled);
+        }
+        assert_eq!(bench.queue.wants_page(&bench.limits), Some(0));
+        bench.queue.page_in(stored(&source.ops, 0..2), true);
+        bench.queue.rewind();
+        (bench.limits.memory_messages, bench.window) = (4, 4);
+        for spelled in ["1c", "1d", "1e", "1f", "1g", "1h"] {
+            bench.push(spelled);
+        }
+        assert_eq!(bench.take(), "a#1+ b#2+ c#3 d#4");
+        assert_eq!(bench.queue.wants_page(&bench.limits), Some(6));
+        bench.queue.page_in(stored(&bench.ops, 6..8), true);
+        (1..=4).for_each(|id| assert!(bench.acknowledge(id)));
+        assert_eq!(bench.take(), "e#5 f#6 g#7 h#8");
     }
 
     #[test]

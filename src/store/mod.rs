@@ -236,10 +236,9 @@ impl Running {
         self.inbox.close();
         let thread = self.thread.lock().take();
         // The last handle may go in a callback on the writer's own thread, which ends by itself.
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != std::thread::current().id()) {
-            if thread.join().is_err() {
-                error!("the store's thread panicked; what it had not acknowledged is lost");
-            }
+        let thread = thread.filter(|thread| thread.thread().id() != std::thread::current().id());
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            error!("the store's thread panicked; what it had not acknowledged is lost");
         }
     }
 }
