@@ -40,9 +40,10 @@ struct Source {
 }
 
 impl Source {
-    /// The lines before the file's tests; nothing for a file that is all tests.
+    /// The lines before the file's tests; nothing for a file that is all tests: `tests.rs`, or one in a folder `tests`.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let is_tests = self.path.file_stem().is_some_and(|stem| stem == "tests");
+        let is_tests =
+            self.path.components().any(|part| Path::new(part.as_os_str()).with_extension("") == Path::new("tests"));
         let lines = self.text.lines().enumerate().map(|(index, line)| (index + 1, line));
         lines.take_while(move |(_, line)| !is_tests && !line.starts_with("#[cfg(test)]"))
     }

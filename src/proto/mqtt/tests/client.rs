@@ -1,3 +1,5 @@
+//! The client's life in packet scripts, statement by statement.
+
 use std::time::{Duration, Instant};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Byte vectors of the wire codec: what is accepted, what is refused and with which reason.
+
 use super::Version::{V3_1, V3_1_1, V5};
 use super::*;
 

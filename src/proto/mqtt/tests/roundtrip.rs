@@ -1,3 +1,5 @@
+//! Whatever is encoded decodes to the same, and no bytes panic the decoder.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The server's side of a connection in packet scripts, statement by statement.
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
