@@ -18,9 +18,6 @@ pub mod server;
 mod stored;
 mod wire;
 
-#[cfg(test)]
-mod tests;
-
 pub use decode::{connect_version, decode, packet_length};
 pub use encode::{Body, EncodeError, PublishHead, encode_publish, publish_length};
 pub use flow::{AckKind, AckState, Acks};
@@ -37,3 +34,6 @@ pub type PacketId = std::num::NonZeroU16;
 
 /// The largest packet MQTT can carry, in bytes: five of fixed header and 268,435,455 (MQTT 5.0 §2.1.4).
 pub const MAX_PACKET_BYTES: u32 = 5 + 268_435_455;
+
+#[cfg(test)]
+mod tests;
