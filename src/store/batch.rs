@@ -4,6 +4,7 @@
 //! a later operation of the same key makes an earlier one moot, the earlier one goes. The rules:
 //! - `Remove` after a pending `Enqueue`: nothing is written; sequences are never used twice, so the row is not on disk.
 //! - `Release` after a pending `Enqueue`: the row is written without its content.
+//! - `PutSession` after a pending one takes its place, before what was submitted in between for the session.
 //! - Any other operation replaces a pending one of the same key and takes over its receipts. So `RemoveInbound` after
 //!   `AddInbound` deletes a row that is not there, which writes nothing, but both receipts still wait for the commit: a
 //!   PUBCOMP that went out before the messages of the same PUBLISH are on disk would lose them in a crash.
@@ -297,6 +298,16 @@ impl Batch {
     }
 
     fn replace(&mut self, key: Key, change: Change, receipts: impl IntoIterator<Item = Arc<Receipt>>) {
+        // A session stays where it was first put: what was submitted since hangs on it, and would find none.
+        if let (Change::PutSession(_), Some(&at)) = (&change, self.index.get(&key))
+            && let Some(Some(slot)) = self.slots.get_mut(at)
+            && matches!(slot.change, Change::PutSession(_))
+        {
+            self.bytes -= slot.bytes();
+            slot.change = change;
+            self.bytes += slot.bytes();
+            return;
+        }
         let mut slot = match self.take(&key) {
             None => Slot { change, receipts: Receipts::default(), over_removal: false },
             Some(earlier) => earlier.overtaken_by(change),
@@ -533,6 +544,7 @@ mod tests {
         check(vec![record(), Op::DropSession(S)], &["drop session"]);
         check(vec![enqueue(1, None), Op::DropSession(S), remove(1)], &["drop session"]);
         check(vec![Op::DropSession(S), record()], &["drop session"]);
+        check(vec![record(), enqueue(1, None), record()], &["put session", "enqueue"]);
     }
 
     #[test]
