@@ -233,3 +233,25 @@ fn the_demo_says_when_a_port_is_taken_and_takes_another() {
     demo.signal(Signal::TERM);
     assert_eq!(demo.end().0, Some(0), "{}", demo.seen);
 }
+
+#[test]
+fn store_shows_and_verifies_what_a_gateway_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = write_config(
+        directory.path(),
+        &format!("{ANY_PORT}upstreams: [ {{ name: cloud, url: mqtt://127.0.0.1:9, out: [ {{ filter: 'a/#' }} ] }} ]\n"),
+    );
+    let store =
+        |arguments: &[&str]| fieldgate(&[&["store", "--config", &config], arguments].concat()).output().unwrap();
+    check(&store(&["show"]), 1, "", "there is no database");
+    let mut gateway = Running::start(fieldgate(&["run", "--config", &config]));
+    gateway.expect("running");
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.end().0, Some(0));
+    check(&store(&["show"]), 0, "cloud", "");
+    check(&store(&["show"]), 0, "a/#", "");
+    check(&store(&["verify"]), 0, "whole: 1 sessions, 0 messages", "");
+    check(&store(&["export", "cloud"]), 0, "", "0 messages exported, 0 unreadable");
+    check(&store(&["purge", "nobody"]), 1, "", "no session of the client \"nobody\"");
+    check(&store(&["purge", "--all"]), 0, "0 messages deleted", "");
+}

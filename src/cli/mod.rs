@@ -9,6 +9,7 @@ mod log;
 mod passwd;
 mod run;
 mod signals;
+mod store;
 mod terminal;
 
 use std::path::PathBuf;
@@ -63,6 +64,13 @@ enum Command {
         /// Only keys that begin with this, as in `upstreams` or `modbus[].devices`.
         prefix: Option<String>,
     },
+    /// Show, verify, export or purge the database of queued messages.
+    #[command(after_help = "\
+Examples:
+  fieldgate store show                       what waits for whom, also while the gateway runs
+  fieldgate store export cloud > cloud.jsonl the messages that wait for the upstream `cloud`
+  fieldgate store verify -d fieldgate.db     is a database whole?")]
+    Store(store::Arguments),
     /// Hash a password for the `users:` section.
     ///
     /// Asks for the password, or reads the first line of standard input where that is not a terminal.
@@ -96,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::Check(ConfigFile { config }) => check::check(&config),
         Command::Keys { prefix } => check::keys(prefix.as_deref().unwrap_or_default()),
+        Command::Store(arguments) => store::store(arguments),
         Command::Passwd(arguments) => passwd::passwd(&arguments),
     }
 }

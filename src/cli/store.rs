@@ -1,0 +1,121 @@
+//! `fieldgate store`: a look at the database from outside, also while the gateway runs.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::terminal::{complain, say};
+use super::{DEFAULT_CONFIG, SYSTEM_ERROR, USER_ERROR, check, run};
+use crate::clock::Clock;
+use crate::config::Loaded;
+use crate::config::scalar::{Scalar, Size};
+use crate::store::inspect::{self, InspectError, Verdict};
+use crate::store::{Settings, StoredSession};
+use crate::supervise::describe;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+    /// The configuration that says where the database is.
+    #[arg(short, long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// The directory of the store, or a database file, in place of what the configuration says.
+    #[arg(short, long, global = true, value_name = "PATH")]
+    database: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// List the stored sessions and what waits in their queues.
+    Show,
+    /// Read everything and say what is wrong.
+    Verify,
+    /// Write the queued messages to standard output, one JSON object a line; what a damaged database still gives.
+    Export {
+        /// Only those of this client.
+        client: Option<String>,
+    },
+    /// Delete queued messages. The gateway must not be running.
+    Purge {
+        /// Those of this client.
+        #[arg(required_unless_present = "all")]
+        client: Option<String>,
+        /// Those of all clients.
+        #[arg(long, conflicts_with = "client")]
+        all: bool,
+    },
+}
+
+pub fn store(Arguments { action, config, database }: Arguments) -> ExitCode {
+    let settings = match database {
+        Some(path) => Settings::new(path),
+        None => match check::load(&config) {
+            Ok(Loaded { config, .. }) => config.store,
+            Err(code) => return code,
+        },
+    };
+    let path = &settings.directory;
+    let done = match action {
+        Action::Show => show(path),
+        Action::Verify => verify(path),
+        Action::Export { client } => export(path, client.as_deref()),
+        Action::Purge { client, .. } => purge(&settings, client.as_deref()),
+    };
+    match done {
+        Ok(code) => code,
+        // A reader that has seen enough, as `head`, is no error.
+        Err(InspectError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&describe(&error));
+            let users_error = matches!(error, InspectError::Missing(_) | InspectError::NoSession(_));
+            ExitCode::from(if users_error { USER_ERROR } else { SYSTEM_ERROR })
+        }
+    }
+}
+
+fn show(path: &Path) -> Result<ExitCode, InspectError> {
+    let sessions = inspect::show(path)?;
+    say(&format!("{:<32} {:>10} {:>10}  {}", "client", "messages", "size", "subscriptions"));
+    for StoredSession { record, subscriptions, queue, .. } in &sessions {
+        let size = Size(queue.bytes / 1024 * 1024).show();
+        let filters: Vec<&str> = subscriptions.iter().map(|subscription| &*subscription.filter).collect();
+        let client = printable(&record.client_id);
+        say(&format!("{client:<32} {:>10} {size:>10}  {}", queue.messages, printable(&filters.join(" "))));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(path: &Path) -> Result<ExitCode, InspectError> {
+    let Verdict { sessions, messages, findings } = inspect::verify(path)?;
+    if findings.is_empty() {
+        say(&format!("whole: {sessions} sessions, {messages} messages"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    findings.iter().for_each(|finding| say(finding));
+    complain(
+        "damaged; `fieldgate store export` saves what can be read, and the gateway begins a new database by itself",
+    );
+    Ok(ExitCode::from(SYSTEM_ERROR))
+}
+
+fn export(path: &Path, client: Option<&str>) -> Result<ExitCode, InspectError> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let exported = inspect::export(path, client, &mut out)?;
+    out.flush().map_err(InspectError::Output)?;
+    complain(&format!("{} messages exported, {} unreadable", exported.messages, exported.unreadable));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn purge(settings: &Settings, client: Option<&str>) -> Result<ExitCode, InspectError> {
+    let purged = inspect::purge(settings, client, &Clock::start(&run::boot_id()))?;
+    say(&format!("{purged} messages deleted"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Clients choose their names; they must not command the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
