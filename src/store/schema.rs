@@ -11,7 +11,10 @@
 //!
 //! So topics are numbered. 1024 is best for the smallest messages and bad for those of 500 to 1000 bytes, of which one
 //! page holds one; 2048 is the compromise. One integer key for session and sequence beats a `WITHOUT ROWID` table with
-//! two columns (2.0 to 2.6 in the WAL): rows of one session lie together, and appending at the end fills pages.
+//! two columns (2.0 to 2.6 in the WAL): rows of one session lie together, and appending at the end fills pages. The
+//! worst case is a message of just over 1000 bytes, which has a page for itself: 4.1 at 600 messages in a commit.
+//!
+//! With all of the store around it (`examples/store.rs`, 100 bytes): 3.1 at 72, 2.55 at 178, 2.2 at 379 and more.
 
 use rusqlite::{Connection, TransactionBehavior};
 
