@@ -129,7 +129,7 @@ mod tests {
         let nobody = Who { username: None, ..WHO };
         check(ReasonCode::BadUserNameOrPassword, None, WHO, "(0x86); check the password of the user `plant-7`");
         check(ReasonCode::BadUserNameOrPassword, None, nobody, "set `username` and `password`");
-        check(ReasonCode::NotAuthorized, Some("no\nway"), WHO, "not authorized (0x87), \"no way\"; check that");
+        check(ReasonCode::NotAuthorized, Some("no\nway"), WHO, "not authorized (0x87), \"no way\"; check the password");
         check(ReasonCode::ClientIdentifierNotValid, None, WHO, "does not accept the client id `plant-7-cloud`");
         check(ReasonCode::ServerMoved, Some("b.example"), WHO, "\"b.example\"; set `url`");
     }
