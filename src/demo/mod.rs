@@ -163,7 +163,9 @@ impl Running {
     pub async fn run(self, shutdown: watch::Receiver<bool>, tell: mpsc::Sender<String>) {
         let Self { gateway, mut cloud, first_value, directory, devices, sensors } = self;
         let mut tasks = JoinSet::new();
-        devices.run(&mut tasks, sensors, &shutdown);
+        // The devices outlive the gateway: what it sees of them while it stops is what it would see in the field.
+        let (stop_devices, devices_stopped) = watch::channel(false);
+        devices.run(&mut tasks, sensors, &devices_stopped);
         let arrived = cloud.first_value();
         tasks.spawn(async move {
             if let Some((topic, value)) = first_value.wait().await {
@@ -175,6 +177,7 @@ impl Running {
         });
         let (_no_reloads, reloads) = mpsc::channel(1);
         gateway.run(shutdown, reloads).await;
+        let _ = stop_devices.send(true);
         // The sensor's last word goes to a gateway that has gone; nothing of the devices is worth waiting for.
         tasks.shutdown().await;
         cloud.stop().await;
