@@ -30,6 +30,9 @@ const MAX_WAL_FILE_BYTES: u64 = 8 << 20;
 /// How many databases that were moved aside are kept; the oldest goes, or a bad disk would fill itself with them.
 const MAX_QUARANTINED: usize = 5;
 
+/// How long another holder of the directory may take to leave.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Why the store could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
@@ -185,7 +188,15 @@ fn lock(directory: &Path) -> Result<Lock, OpenError> {
     let unwritable = |source| OpenError::Unwritable { path: path.clone(), source };
     let mut options = OpenOptions::new();
     let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(unwritable)?;
-    match file.try_lock() {
+    // The gateway before this one may still be leaving, and a program that was just started from this process shares its
+    // open files until it is running.
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let mut locked = file.try_lock();
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
+        std::thread::sleep(LOCK_PATIENCE / 50);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
