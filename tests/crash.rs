@@ -12,7 +12,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(20);
 /// How many messages a publisher leaves unacknowledged.
 const WINDOW: usize = 20;
+/// How far publishers may be ahead of the subscriber; it bounds how long the end takes.
+const MAX_AHEAD: usize = 20_000;
 
 /// Numbers that look random and follow from the seed (xorshift64*).
 struct Random(u64);
@@ -55,14 +57,16 @@ impl Gateway {
 
     fn start(&mut self) {
         let mut config = format!(
-            "store: {{ directory: data }}\nweb: {{ enabled: false }}\n\
+            "store: {{ directory: data, max_size: 16GiB }}\nweb: {{ enabled: false }}\n\
+             limits: {{ max_queued_messages: 100000000, max_queued_bytes: 16GiB }}\n\
              listeners: [ {{ name: local, address: 127.0.0.1:{} }} ]\n",
             self.port
         );
         if let Some(port) = self.upstream {
             config += &format!(
                 "upstreams:\n  - name: cloud\n    url: mqtt://127.0.0.1:{port}\n    \
-                 out: [ {{ filter: \"plant/#\", qos: 2 }} ]\n"
+                 out: [ {{ filter: \"plant/#\", qos: 2 }} ]\n    \
+                 queue: {{ max_messages: 100000000, max_bytes: 16GiB }}\n"
             );
         }
         let path = self.directory.join("fieldgate.yaml");
@@ -227,8 +231,28 @@ impl Inflight {
     }
 }
 
+/// What the threads tell each other.
+#[derive(Default)]
+struct Shared {
+    stop_publishers: AtomicBool,
+    stop_subscriber: AtomicBool,
+    /// Messages published for the first time.
+    published: AtomicUsize,
+    /// Messages that arrived for the first time.
+    distinct: AtomicUsize,
+    /// What arrived, in its order: topic and number.
+    arrived: Mutex<Vec<(String, u32)>>,
+}
+
+impl Shared {
+    fn may_publish(&self) -> bool {
+        let (published, arrived) = (self.published.load(Ordering::Relaxed), self.distinct.load(Ordering::Relaxed));
+        published.saturating_sub(arrived) < MAX_AHEAD && !self.stop_publishers.load(Ordering::Relaxed)
+    }
+}
+
 /// Publishes numbered messages on two topics until told to stop; returns the numbers that were acknowledged.
-fn publish(port: u16, name: &str, qos: u8, stop: &AtomicBool) -> BTreeSet<u32> {
+fn publish(port: u16, name: &str, qos: u8, shared: &Shared) -> BTreeSet<u32> {
     let mut acknowledged = BTreeSet::new();
     let mut inflight: VecDeque<Inflight> = VecDeque::new();
     let mut next = 0;
@@ -256,13 +280,14 @@ fn publish(port: u16, name: &str, qos: u8, stop: &AtomicBool) -> BTreeSet<u32> {
                 }
             }
             loop {
-                while inflight.len() < WINDOW && !stop.load(Ordering::Relaxed) {
+                while inflight.len() < WINDOW && shared.may_publish() {
+                    shared.published.fetch_add(1, Ordering::Relaxed);
                     let message = Inflight { number: next, received: false };
                     next += 1;
                     inflight.push_back(message);
                     wire.send(0x30 | qos << 1, &packet(message))?;
                 }
-                if inflight.is_empty() {
+                if inflight.is_empty() && shared.stop_publishers.load(Ordering::Relaxed) {
                     return Ok(());
                 }
                 let Some((kind, body)) = wire.receive()? else { continue };
@@ -287,11 +312,10 @@ fn publish(port: u16, name: &str, qos: u8, stop: &AtomicBool) -> BTreeSet<u32> {
     }
 }
 
-/// What arrived, in its order: topic and number.
-type Arrived = Arc<Mutex<Vec<(String, u32)>>>;
-
 /// Takes everything under `plant/` until told to stop. `subscribed` is told once the subscription is acknowledged.
-fn subscribe(port: u16, arrived: &Arrived, subscribed: &mpsc::Sender<()>, stop: &AtomicBool) {
+fn subscribe(port: u16, shared: &Shared, subscribed: &mpsc::Sender<()>) {
+    let stop = &shared.stop_subscriber;
+    let mut known = BTreeSet::new();
     let mut unreleased = BTreeSet::new();
     let mut is_first = true;
     while !stop.load(Ordering::Relaxed) {
@@ -312,7 +336,8 @@ fn subscribe(port: u16, arrived: &Arrived, subscribed: &mpsc::Sender<()>, stop: 
                         let number = payload.split(' ').next().unwrap().parse().unwrap();
                         let qos = kind >> 1 & 3;
                         if qos == 1 || unreleased.insert(id) {
-                            arrived.lock().unwrap().push((topic, number));
+                            shared.distinct.fetch_add(known.insert((topic.clone(), number)).into(), Ordering::Relaxed);
+                            shared.arrived.lock().unwrap().push((topic, number));
                         }
                         wire.acknowledge(if qos == 1 { 0x40 } else { 0x50 }, id)?;
                     }
@@ -343,21 +368,19 @@ fn nothing_acknowledged_is_lost_and_qos_2_is_exactly_once_however_often_the_gate
     let mut random = Random(seed * 2 + 1);
     let directory = tempfile::tempdir().unwrap();
     let mut upstream = Gateway::new(directory.path().join("upstream"), None);
-    let arrived = Arrived::default();
-    let stop_subscriber = Arc::new(AtomicBool::new(false));
+    let shared = Arc::new(Shared::default());
     let (sender, subscribed) = mpsc::channel();
     let subscriber = {
-        let (port, arrived, stop) = (upstream.port, arrived.clone(), stop_subscriber.clone());
-        thread::spawn(move || subscribe(port, &arrived, &sender, &stop))
+        let (port, shared) = (upstream.port, shared.clone());
+        thread::spawn(move || subscribe(port, &shared, &sender))
     };
     subscribed.recv_timeout(PATIENCE).unwrap();
     let mut gateway = Gateway::new(directory.path().join("gateway"), Some(upstream.port));
-    let stop_publishers = Arc::new(AtomicBool::new(false));
     let publishers: Vec<_> = [("one-a", 1), ("one-b", 1), ("two-a", 2), ("two-b", 2)]
         .into_iter()
         .map(|(name, qos)| {
-            let (port, stop) = (gateway.port, stop_publishers.clone());
-            (name, qos, thread::spawn(move || publish(port, name, qos, &stop)))
+            let (port, shared) = (gateway.port, shared.clone());
+            (name, qos, thread::spawn(move || publish(port, name, qos, &shared)))
         })
         .collect();
 
@@ -378,17 +401,17 @@ fn nothing_acknowledged_is_lost_and_qos_2_is_exactly_once_however_often_the_gate
             }
         }
         if (round + 1) % 50 == 0 {
-            println!("{} rounds, {} messages arrived", round + 1, arrived.lock().unwrap().len());
+            println!("{} rounds, {} messages arrived", round + 1, shared.distinct.load(Ordering::Relaxed));
         }
     }
 
-    stop_publishers.store(true, Ordering::Relaxed);
+    shared.stop_publishers.store(true, Ordering::Relaxed);
     let acknowledged: Vec<(&str, u8, BTreeSet<u32>)> =
         publishers.into_iter().map(|(name, qos, thread)| (name, qos, thread.join().unwrap())).collect();
     let expected: usize = acknowledged.iter().map(|(_, _, numbers)| numbers.len()).sum();
 
     // Until all have arrived, or nothing comes any more.
-    let distinct = || arrived.lock().unwrap().iter().cloned().collect::<BTreeSet<_>>().len();
+    let distinct = || shared.distinct.load(Ordering::Relaxed);
     let (mut count, mut since) = (distinct(), Instant::now());
     while count < expected && since.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(50));
@@ -399,11 +422,11 @@ fn nothing_acknowledged_is_lost_and_qos_2_is_exactly_once_however_often_the_gate
     }
     // A duplicate that is still under way would arrive now.
     thread::sleep(Duration::from_millis(300));
-    stop_subscriber.store(true, Ordering::Relaxed);
+    shared.stop_subscriber.store(true, Ordering::Relaxed);
     subscriber.join().unwrap();
 
     let mut by_topic: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    for (topic, number) in arrived.lock().unwrap().drain(..) {
+    for (topic, number) in shared.arrived.lock().unwrap().drain(..) {
         by_topic.entry(topic).or_default().push(number);
     }
     let logs = || format!("gateway:\n{}upstream:\n{}", gateway.last_lines(), upstream.last_lines());

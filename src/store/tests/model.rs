@@ -84,7 +84,9 @@ fn step(random: &mut Random, model: &mut Model, next_id: &mut u64, next_sequence
             held.inbound.remove(&packet_id);
             Op::RemoveInbound { session, packet_id, receipt: None }
         }
-        86..=87 => {
+        // The record again, as when a client comes and goes.
+        86 => put(session),
+        87 => {
             let options = random.below(4) as u8;
             held.subscriptions.insert(filter.clone(), options);
             let filter = filter.into();
@@ -154,6 +156,60 @@ fn queue_of(store: &Store, session: SessionId) -> BTreeMap<u64, Option<(String, 
     }
 }
 
+/// Submits while another connection keeps the store from writing: what is new may be refused, nothing else may be lost.
+fn submit_blocked(random: &mut Random, directory: &Path, store: &Store, model: &mut Model, next_sequence: &mut u64) {
+    keep(store, Vec::new());
+    let blocker = rusqlite::Connection::open(directory.join(DATABASE_FILE)).unwrap();
+    until("a moment without a commit", || blocker.execute_batch("BEGIN IMMEDIATE").is_ok());
+    let mut receipts = Vec::new();
+    for _ in 0..40 {
+        let ids: Vec<SessionId> = model.sessions.keys().copied().collect();
+        let session = ids[random.below(ids.len() as u64) as usize];
+        let held = model.sessions.get_mut(&session).unwrap();
+        let oldest = held.queue.keys().nth(random.below(5) as usize).copied();
+        let op = match (random.below(8), oldest) {
+            (0..=2, Some(sequence)) => {
+                held.queue.remove(&sequence);
+                Op::Remove { session, sequence }
+            }
+            (3, Some(sequence)) => {
+                held.queue.insert(sequence, None);
+                Op::Release { session, sequence, receipt: None }
+            }
+            (4, _) => {
+                held.inbound.remove(&1);
+                Op::RemoveInbound { session, packet_id: 1, receipt: None }
+            }
+            (5, _) => {
+                held.subscriptions.insert("filter/1".into(), 3);
+                let filter = "filter/1".into();
+                Op::PutSubscription { session, filter, options: 3, identifier: None, receipt: None }
+            }
+            _ => {
+                let (sequence, kept) = (*next_sequence, receipt());
+                *next_sequence += 1;
+                held.queue.insert(sequence, Some(("topic/1".into(), (9, 9))));
+                receipts.push((session, sequence, kept.clone()));
+                enqueue(session, sequence, message("topic/1", vec![9; 9]), Some(kept))
+            }
+        };
+        store.submit(&mut vec![op], Due::Now);
+        if random.below(10) == 0 {
+            // Longer than the store waits for a lock.
+            std::thread::sleep(Duration::from_millis(random.below(300)));
+        }
+    }
+    blocker.execute_batch("ROLLBACK").unwrap();
+    drop(blocker);
+    until("recovery", || !store.0.stats.is_failing());
+    keep(store, Vec::new());
+    for (session, sequence, receipt) in receipts {
+        if settled(&receipt) == ReceiptState::Failed {
+            model.sessions.get_mut(&session).unwrap().queue.remove(&sequence);
+        }
+    }
+}
+
 fn check(held: Model, expected: &Model, seed: u64) {
     assert_eq!(held.retained, expected.retained, "seed {seed}");
     assert_eq!(held.sessions.keys().collect::<Vec<_>>(), expected.sessions.keys().collect::<Vec<_>>(), "seed {seed}");
@@ -170,7 +226,10 @@ fn run(seed: u64) {
     let mut model = Model::default();
     let (mut next_id, mut next_sequence) = (1, 1);
     let mut store = start(directory.path());
-    for _ in 0..300 {
+    for round in 0..300 {
+        if round == 150 && seed.is_multiple_of(3) {
+            submit_blocked(&mut random, directory.path(), &store, &mut model, &mut next_sequence);
+        }
         let mut ops = Vec::new();
         for _ in 0..=random.below(20) {
             ops.extend(step(&mut random, &mut model, &mut next_id, &mut next_sequence));
