@@ -27,7 +27,7 @@ const KEEP_TOPICS: usize = 1024;
 pub(super) struct Database {
     pub connection: Connection,
     pub state: State,
-    /// A rollback has left `state` behind; it is read again before anything else.
+    /// A rollback has left `state` behind, and it could not be read again yet.
     stale: bool,
     page_bytes: u64,
 }
@@ -152,10 +152,7 @@ impl Database {
         &mut self,
         work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        if self.stale {
-            self.state = State::read(&self.connection)?;
-            self.stale = false;
-        }
+        self.refresh()?;
         let result = execute(&self.connection, "BEGIN IMMEDIATE")
             .and_then(|()| work(&self.connection, &mut self.state))
             .and_then(|done| execute(&self.connection, "COMMIT").map(|()| done));
@@ -165,8 +162,22 @@ impl Database {
             if !self.connection.is_autocommit() {
                 let _ = execute(&self.connection, "ROLLBACK");
             }
+            // Where the disk cannot even be read now, the next use tries again.
+            let _ = self.refresh();
         }
         result
+    }
+
+    /// Makes `state` follow a rollback.
+    ///
+    /// # Errors
+    /// The database cannot be read, and `state` says what was never committed.
+    pub fn refresh(&mut self) -> rusqlite::Result<()> {
+        if self.stale {
+            self.state = State::read(&self.connection)?;
+            self.stale = false;
+        }
+        Ok(())
     }
 }
 

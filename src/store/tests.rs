@@ -382,6 +382,32 @@ fn what_must_not_be_lost_waits_until_the_disk_takes_it() {
 }
 
 #[test]
+fn a_transaction_that_fails_half_way_leaves_no_trace_in_what_is_known() {
+    let directory = TempDir::new().unwrap();
+    let small = Settings { max_bytes: 1 << 20, ..settings(directory.path()) };
+    let (mut database, _lock, _) = open::open(&small, &clock()).unwrap();
+    let batch = |ops: Vec<Op>| {
+        let mut batch = batch::Batch::default();
+        ops.into_iter().for_each(|op| batch.push(op, &mut Vec::new()));
+        batch
+    };
+    database.commit(&batch(vec![put(S), enqueue(S, 1, message("t", "kept"), None)])).unwrap();
+    let ops = vec![
+        put(SessionId(2)),
+        enqueue(S, 2, message("t", "x"), None),
+        enqueue(S, 3, message("t", "x"), None),
+        Op::DropSession(S),
+        enqueue(SessionId(2), 1, message("t", vec![7; 2 << 20]), None),
+    ];
+    let error = database.commit(&batch(ops)).unwrap_err();
+    assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull));
+    assert_eq!(database.state.sessions.keys().collect::<Vec<_>>(), [&S]);
+    assert_eq!((database.state.messages, database.state.sessions[&S].last), (1, Some(1)));
+    database.commit(&batch(vec![put(SessionId(2)), enqueue(S, 2, message("t", "x"), None)])).unwrap();
+    assert_eq!((database.state.messages, database.state.sessions.len()), (2, 2));
+}
+
+#[test]
 fn a_store_that_has_ended_refuses() {
     let directory = TempDir::new().unwrap();
     let store = start(directory.path());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use super::Page;
 use super::batch::Batch;
 use super::database::{Database, Usage};
 use super::inbox::{Inbox, Load, Work};
@@ -151,8 +152,10 @@ impl Writer {
     }
 
     fn keep(&mut self, mut work: Batch) {
-        let sessions = &self.database.state.sessions;
-        work.prune(|session| sessions.get(&session).map(|queue| queue.last));
+        if self.database.refresh().is_ok() {
+            let sessions = &self.database.state.sessions;
+            work.prune(|session| sessions.get(&session).map(|queue| queue.last));
+        }
         work.fail_subscriptions();
         self.kept = work;
     }
@@ -181,10 +184,15 @@ impl Writer {
         }
     }
 
-    fn answer(&self, load: Load) {
+    fn answer(&mut self, load: Load) {
         let Load { session, from, limit, then } = load;
-        let Database { connection, state, .. } = &self.database;
-        let page = read::page(connection, state, session, from, limit, &self.kept);
+        let page = match self.database.refresh() {
+            Ok(()) => {
+                let Database { connection, state, .. } = &self.database;
+                read::page(connection, state, session, from, limit, &self.kept)
+            }
+            Err(_) => Page { failed: true, ..Page::default() },
+        };
         // A fault in one receiver must not end the store for all others.
         if catch_unwind(AssertUnwindSafe(|| then(page))).is_err() {
             error!(session = session.0, "the receiver of a page panicked");
