@@ -144,7 +144,7 @@ def test_the_uplink_is_cut_and_restored(plant, open_page):
 
 def test_the_broker_view_lists_the_sessions(plant, open_page):
     page = open_page(plant.url + VIEWS["broker"])
-    expect(page.locator("tbody tr", has_text="adapter/bus1")).to_contain_text("devices/pump/+/set")
+    expect(page.locator("tbody tr", has_text="modbus/bus1")).to_contain_text("devices/pump/+/set")
     page.get_by_label("Show only sessions with").fill("uplink")
     expect(page.locator(".cards tbody tr")).to_have_count(1)
 
