@@ -122,7 +122,22 @@ fn check_says_what_a_configuration_runs_or_what_is_wrong_with_it() {
     let output = fieldgate(&["check", "--config", &config]).output().unwrap();
     check(&output, 1, "", "did you mean `listeners`?");
     check(&output, 1, "", "fieldgate.yaml: 2 errors");
-    check(&fieldgate(&["check", "--config", "/nonexistent.yaml"]).output().unwrap(), 1, "", "No such file");
+    let output = fieldgate(&["check", "--config", "/nonexistent.yaml"]).output().unwrap();
+    check(&output, 1, "", "No such file");
+    check(&output, 1, "", "name the configuration with `--config FILE`");
+}
+
+#[test]
+fn check_takes_several_files_and_finds_the_one_that_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let [right, wrong] = ["right", "wrong"].map(|name| directory.path().join(name).to_str().unwrap().to_owned());
+    fs::write(&right, "gateway: { name: right }\n").unwrap();
+    fs::write(&wrong, "gatway: { name: wrong }\n").unwrap();
+    check(&fieldgate(&["check", &right, &right]).output().unwrap(), 0, "right: ok\n", "");
+    for files in [[&right, &wrong], [&wrong, &right]] {
+        let output = fieldgate(&["check", files[0], files[1]]).output().unwrap();
+        check(&output, 1, "right: ok\n", "wrong: 1 error\n");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `fieldgate check` and `fieldgate keys`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::USER_ERROR;
@@ -9,11 +9,19 @@ use crate::config::report::Reports;
 use crate::config::table::Key;
 use crate::config::{self, Loaded};
 
-pub fn check(path: &Path) -> ExitCode {
-    let Loaded { config, warnings } = match load(path) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
+/// Checks each file; all of them must be right.
+pub fn check(paths: &[PathBuf]) -> ExitCode {
+    let mut worst = ExitCode::SUCCESS;
+    for path in paths {
+        if let Err(code) = check_one(path) {
+            worst = code;
+        }
+    }
+    worst
+}
+
+fn check_one(path: &Path) -> Result<(), ExitCode> {
+    let Loaded { config, warnings } = load(path)?;
     match warnings.reports.len() {
         0 => say(&format!("{}: ok", path.display())),
         1 => say(&format!("{}: ok, 1 warning", path.display())),
@@ -22,7 +30,7 @@ pub fn check(path: &Path) -> ExitCode {
     for (label, name, what) in config.summary() {
         say(format!("  {label:<9} {name:<12} {what}").trim_end());
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 /// Loads a configuration and shows what is wrong or doubtful.
@@ -35,6 +43,11 @@ pub fn load(path: &Path) -> Result<Loaded, ExitCode> {
         Err(reports) => {
             show_reports(&reports);
             complain(&count(path, &reports));
+            if !path.exists() {
+                complain(
+                    "name the configuration with `--config FILE`; config/minimal.yaml of the sources is one to begin with",
+                );
+            }
             Err(ExitCode::from(USER_ERROR))
         }
     }

@@ -57,8 +57,14 @@ enum Command {
     ///
     /// Nothing outside this machine is touched. Ports that are taken are replaced by free ones.
     Demo(demo::Arguments),
-    /// Check a configuration and say what it will run. Changes nothing, opens no port.
-    Check(ConfigFile),
+    /// Check configurations and say what they will run. Changes nothing, opens no port.
+    Check {
+        /// The configuration files, where there are several.
+        #[arg(value_name = "FILE", conflicts_with = "config")]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// Explain the keys of the configuration: type, default and meaning.
     Keys {
         /// Only keys that begin with this, as in `upstreams` or `modbus[].devices`.
@@ -102,7 +108,9 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(ConfigFile { config }) => run::run(&config),
         Command::Demo(arguments) => demo::demo(arguments),
-        Command::Check(ConfigFile { config }) => check::check(&config),
+        Command::Check { files, config: ConfigFile { config } } => {
+            check::check(if files.is_empty() { std::slice::from_ref(&config) } else { &files })
+        }
         Command::Keys { prefix } => check::keys(prefix.as_deref().unwrap_or_default()),
         Command::Store(arguments) => store::store(arguments),
         Command::Passwd(arguments) => passwd::passwd(&arguments),

@@ -26,6 +26,11 @@ pub trait Scalar: Sized {
     /// As one would write it; documents a default.
     fn show(&self) -> String;
 
+    /// Whether a text that cannot be parsed is of the right kind, and only beyond what the type holds.
+    fn is_out_of_range(_text: &str) -> bool {
+        false
+    }
+
     /// The words to choose from, when the type is a choice.
     fn words() -> &'static [&'static str] {
         &[]
@@ -91,17 +96,23 @@ impl Scalar for bool {
     }
 }
 
+fn whole(text: &str) -> Option<i128> {
+    match text.strip_prefix("0x") {
+        Some(hex) => i128::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
 macro_rules! integers {
     ($($type:ty),*) => {$(
         impl Scalar for $type {
             const SHAPE: &'static str = "a whole number";
             fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
-                let number = match text.strip_prefix("0x") {
-                    Some(hex) => i128::from_str_radix(hex, 16),
-                    None => text.parse::<i128>(),
-                };
-                let number = number.map_err(|_| String::new())?;
-                Self::try_from(number).map_err(|_| format!("it must be from {} to {}", Self::MIN, Self::MAX))
+                let number = whole(text).ok_or_else(String::new)?;
+                Self::try_from(number).map_err(|_| format!("must be from {} to {}", Self::MIN, Self::MAX))
+            }
+            fn is_out_of_range(text: &str) -> bool {
+                whole(text).is_some_and(|number| Self::try_from(number).is_err())
             }
             fn show(&self) -> String {
                 self.to_string()
@@ -226,7 +237,15 @@ impl Scalar for SocketAddr {
         if text.parse::<Ipv4Addr>().is_ok() || text.parse::<Ipv6Addr>().is_ok() {
             return Err(format!("`{text}` has no port"));
         }
-        text.parse().map_err(|_| String::new())
+        text.parse().map_err(|_| match text.rsplit_once(':') {
+            Some((_, port)) if port.parse::<u64>().is_ok_and(|port| port > u64::from(u16::MAX)) => {
+                "the port must be from 0 to 65535".to_owned()
+            }
+            Some((host, port)) if port.parse::<u16>().is_ok() && host.contains(char::is_alphabetic) => {
+                format!("`{host}` is a name, not an address")
+            }
+            _ => String::new(),
+        })
     }
     fn show(&self) -> String {
         self.to_string()
@@ -396,8 +415,15 @@ mod tests {
         check("1883", "0.0.0.0:1883");
         check("localhost:1883", "127.0.0.1:1883");
         check("[::1]:1883", "[::1]:1883");
-        for wrong in ["127.0.0.1", "::1", "127.0.0.1:99999", "example.com:1883", ":1883", ""] {
-            assert!(parse::<SocketAddr>(wrong).is_err(), "{wrong}");
+        for (wrong, why) in [
+            ("127.0.0.1", "`127.0.0.1` has no port"),
+            ("::1", "`::1` has no port"),
+            ("127.0.0.1:99999", "the port must be from 0 to 65535"),
+            ("example.com:1883", "`example.com` is a name, not an address"),
+            (":1883", ""),
+            ("", ""),
+        ] {
+            assert_eq!(parse::<SocketAddr>(wrong), Err(why.to_owned()), "{wrong}");
         }
     }
 
@@ -415,7 +441,8 @@ mod tests {
     #[test]
     fn integers_tell_their_range() {
         assert_eq!(parse::<u8>("0x10"), Ok(16));
-        assert_eq!(parse::<u8>("256"), Err("it must be from 0 to 255".into()));
+        assert_eq!(parse::<u8>("256"), Err("must be from 0 to 255".into()));
+        assert!(u8::is_out_of_range("256") && !u8::is_out_of_range("many"));
         assert_eq!(parse::<u16>("1.5"), Err(String::new()));
     }
 

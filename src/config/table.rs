@@ -433,7 +433,7 @@ impl<'a> Table<'a> {
             match K::parse(&entry.key, &Origin { directory: self.directory }) {
                 Ok(left) => Some((Located { value: left, span: entry.key_span }, value?)),
                 Err(detail) => {
-                    self.report(mismatch::<K>(key, entry.key_span, &detail));
+                    self.report(mismatch::<K>(key, entry.key_span, &entry.key, &detail));
                     None
                 }
             }
@@ -585,7 +585,7 @@ fn scalar<T: Scalar>(cx: &Context<'_>, directory: &Path, key: &str, node: &Node,
     match T::parse(&text, &Origin { directory }) {
         Ok(value) => Some(Located { value, span }),
         Err(detail) => {
-            let report = mismatch::<T>(key, span, &detail);
+            let report = mismatch::<T>(key, span, &text, &detail);
             cx.report(match did_you_mean(&text, T::words()) {
                 Some(word) => report.help(format!("did you mean `{word}`?")),
                 None => report,
@@ -595,7 +595,10 @@ fn scalar<T: Scalar>(cx: &Context<'_>, directory: &Path, key: &str, node: &Node,
     }
 }
 
-fn mismatch<T: Scalar>(key: &str, place: Span, detail: &str) -> Report {
+fn mismatch<T: Scalar>(key: &str, place: Span, text: &str, detail: &str) -> Report {
+    if T::is_out_of_range(text) {
+        return Report::error(place, format!("`{key}` is out of range")).label(detail);
+    }
     let shape = match T::words() {
         [] => T::SHAPE.to_owned(),
         words => format!("one of {}", list(words)),
