@@ -1,7 +1,7 @@
 //! YAML to checked settings; every error with file:line:column, a snippet and a hint.
 //!
 //! [`tree`] parses text to a tree that knows places; [`table`] reads it key by key; the section modules say which keys
-//! there are and turn them into the components' own settings; [`check`] compares sections with each other. `config`
+//! there are and turn them into the components' own settings; `claims` compares sections with each other. `config`
 //! knows the components, never the other way round.
 
 mod access;

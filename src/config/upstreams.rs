@@ -11,7 +11,7 @@ use super::tls;
 use crate::bridge::rules::{Retain, Rule, RuleSettings};
 use crate::bridge::url::Url;
 use crate::bridge::{Settings, VersionChoice};
-use crate::hub::QueueLimits;
+use crate::hub::{QueueLimits, WhenFull};
 use crate::message::QoS;
 use crate::secret::Secret;
 use crate::supervise::describe;
@@ -71,10 +71,16 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         .or(defaults.session_expiry);
     let outgoing = rules(table, "out", "What goes to the broker. The first rule that matches decides.", gateway);
     let incoming = rules(table, "in", "What comes from the broker.", gateway);
+    let queue_defaults = QueueLimits {
+        max_messages: 1_000_000,
+        max_bytes: 256 << 20,
+        when_full: WhenFull::DropOldest,
+        ..QueueLimits::default()
+    };
     let queue = table.table("queue", "Limits of the queue that holds what could not be sent yet.", |table| {
-        let defaults = QueueLimits { max_messages: 1_000_000, max_bytes: 256 << 20, ..QueueLimits::default() };
-        Some(queue_limits(table, "upstream", defaults))
+        Some(queue_limits(table, "upstream", queue_defaults))
     });
+    let queue = Some(queue.unwrap_or(queue_defaults));
     let max_inflight = table
         .value("max_inflight_messages", "Messages sent and not yet acknowledged; the broker may allow fewer.")
         .range(1..=u16::MAX)

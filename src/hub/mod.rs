@@ -2,7 +2,7 @@
 //!
 //! Access rules, the subscription tree, retained messages, sessions and their queues. Routing runs on the publisher's
 //! task under short locks; there is no central actor. What must survive goes to the [`Store`] as it happens, and an
-//! acknowledgement waits for its [`Receipt`](crate::store::Receipt) (promise 1 in the crate's map).
+//! acknowledgement waits for its [`Receipt`] (promise 1 in the crate's map).
 //!
 //! Locks are taken in this order, and none is held across an `.await`: sessions, one session's state, routes, rights.
 
@@ -132,16 +132,13 @@ impl Hub {
             if matches!(face, Face::Mqtt | Face::MqttSn) { Identity::user(record.user) } else { Identity::gateway() };
         let rights = self.access().rights(&identity, &record.client_id);
         let queue = Queue::restored(record.id, stored.queue, self.0.limits.window(face));
-        let session = Arc::new(Session::new(
-            record.id,
-            face,
-            record.client_id.clone(),
-            identity,
-            true,
-            self.0.limits.queue,
-            rights,
-            queue,
-        ));
+        // An upstream brings its own limits when it attaches; until then nothing may be lost for those of others.
+        let limits = match face {
+            Face::Upstream => QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.0.limits.queue },
+            _ => self.0.limits.queue,
+        };
+        let session =
+            Arc::new(Session::new(record.id, face, record.client_id.clone(), identity, true, limits, rights, queue));
         {
             let mut state = session.state.lock();
             // A session that was connected when the gateway died is gone since now.

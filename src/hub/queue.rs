@@ -295,10 +295,19 @@ impl Queue {
         Pushed::Queued
     }
 
-    /// Gives up the oldest message that waits in memory. What is on disk only stays: it is younger.
+    /// Gives up the oldest message that waits: in memory, or on disk where memory holds none.
     fn drop_oldest(&mut self, ops: &mut Vec<Op>) -> bool {
-        let Some(entry) = self.waiting.pop_front() else { return false };
-        self.forget_waiting(&entry, ops);
+        if let Some(entry) = self.waiting.pop_front() {
+            self.forget_waiting(&entry, ops);
+            return true;
+        }
+        let Some(tail) = self.tail.as_mut().filter(|tail| tail.messages > 0) else { return false };
+        let sequence = tail.from;
+        tail.from += 1;
+        // Its size is on disk too; the average of what is there will do for a limit.
+        tail.bytes -= tail.bytes / tail.messages;
+        tail.messages -= 1;
+        self.remove_from_journal(sequence, ops);
         true
     }
 
@@ -521,6 +530,10 @@ impl Queue {
         let Some(mut tail) = self.tail.take() else { return };
         for stored in messages {
             let sequence = stored.sequence;
+            if sequence < tail.from {
+                // Given up while the page was being read.
+                continue;
+            }
             tail.from = sequence + 1;
             tail.messages = tail.messages.saturating_sub(1);
             let message = match stored.state {
@@ -721,6 +734,32 @@ mod tests {
         };
         check(WhenFull::DropNewest, Pushed::DroppedNewest, "a#1 b#2");
         check(WhenFull::DropOldest, Pushed::DroppedOldest, "b#2 c#3");
+    }
+
+    #[test]
+    fn a_full_queue_gives_up_its_oldest_on_disk_too_and_also_while_a_page_is_read() {
+        let mut bench = Bench::new(true);
+        bench.limits.memory_messages = 1;
+        bench.limits.max_messages = 4;
+        bench.limits.when_full = WhenFull::DropOldest;
+        for spelled in ["1a", "1b", "1c", "1d"] {
+            bench.push(spelled);
+        }
+        assert_eq!(bench.push("1e"), Pushed::DroppedOldest, "a, from memory");
+        assert_eq!(bench.push("1f"), Pushed::DroppedOldest, "b, from disk");
+        assert_eq!(bench.queue.wants_page(&bench.limits), Some(2));
+        let page = stored(&bench.ops, 2..5);
+        assert_eq!(bench.push("1g"), Pushed::DroppedOldest, "c, on its way from disk");
+        bench.queue.page_in(page, false);
+        assert_eq!(bench.take(), "d#4 e#5");
+        assert_eq!(bench.queue.wants_page(&bench.limits), Some(5));
+        bench.queue.page_in(stored(&bench.ops, 5..7), true);
+        assert_eq!(bench.take(), "f#6 g#7");
+        let removed = bench.ops.iter().filter_map(|op| match op {
+            Op::Remove { sequence, .. } => Some(*sequence),
+            _ => None,
+        });
+        assert_eq!(removed.collect::<Vec<_>>(), [0, 1, 2]);
     }
 
     #[test]

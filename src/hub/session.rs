@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
+use tracing::{error, warn};
 
 use super::access::{Identity, Rights};
 use super::queue::{Incoming, Pushed, Queue, QueueLimits};
@@ -108,6 +109,8 @@ pub(super) struct Session {
     drained: Notify,
     waited_for: AtomicBool,
     slow: AtomicBool,
+    /// Messages given up because the queue is full, since it last had room; each such episode is logged once.
+    overflow: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -173,6 +176,7 @@ impl Session {
             drained: Notify::new(),
             waited_for: AtomicBool::new(false),
             slow: AtomicBool::new(false),
+            overflow: AtomicU64::new(0),
         }
     }
 
@@ -212,6 +216,8 @@ impl Session {
             submit(store, ops, due);
         }
         let backlog = state.queue.backlog();
+        let half = QueueLimits { max_messages: limits.max_messages / 2, max_bytes: limits.max_bytes / 2, ..limits };
+        let has_room = !state.queue.is_full(0, &half);
         drop(state);
         if connected {
             self.signal.raise();
@@ -220,7 +226,22 @@ impl Session {
             self.counters.dropped.fetch_add(dropped, Ordering::Relaxed);
             counters.dropped_queue_full.fetch_add(dropped, Ordering::Relaxed);
         }
+        self.note_overflow(dropped, has_room, &limits);
         connected && (backlog.0 >= BACKLOG_HIGH.0 || backlog.1 >= BACKLOG_HIGH.1) && !self.slow.load(Ordering::Relaxed)
+    }
+
+    /// Logs the beginning and the end of an episode in which messages were lost for want of room.
+    fn note_overflow(&self, dropped: u64, has_room: bool, limits: &QueueLimits) {
+        let (face, client_id) = (self.face.name(), &self.client_id);
+        if dropped > 0 {
+            if self.overflow.fetch_add(dropped, Ordering::Relaxed) == 0 {
+                let (max_messages, max_bytes) = (limits.max_messages, limits.max_bytes);
+                error!(face, %client_id, max_messages, max_bytes, "a queue is full, messages are given up");
+            }
+        } else if has_room && self.overflow.load(Ordering::Relaxed) > 0 {
+            let lost = self.overflow.swap(0, Ordering::Relaxed);
+            warn!(face, %client_id, lost, "the queue has room again");
+        }
     }
 
     /// Waits until the backlog has gone down, the connection is gone, or patience ends.

@@ -16,9 +16,9 @@ struct Cell {
 pub fn run(fieldgate: &str, rounds: usize) {
     let fieldgate = Path::new(fieldgate);
     let loads = [
-        ("1→1", 1, 1, [400_000, 200_000, 100_000]),
-        ("5→1", 5, 1, [80_000, 40_000, 20_000]),
-        ("1→50", 1, 50, [20_000, 8_000, 4_000]),
+        ("1→1", 1, 1, [1_500_000, 800_000, 300_000]),
+        ("5→1", 5, 1, [300_000, 150_000, 60_000]),
+        ("1→50", 1, 50, [60_000, 30_000, 15_000]),
     ];
     let mut cells = Vec::new();
     for (name, publishers, subscribers, messages) in loads {
