@@ -216,11 +216,11 @@ impl Link {
     pub fn publish(&mut self, publish: Publish<'_>) -> Outcome {
         let route = match self.route(publish.topic) {
             Ok(route) => route,
-            Err(refusal) => return Outcome::Refused(refusal),
+            Err(refusal) => return self.refuse(publish.qos, publish.packet_id, refusal),
         };
         if !route.may_write {
             self.hub.0.counters.denied_publish.fetch_add(1, Ordering::Relaxed);
-            return Outcome::Refused(Refusal::NotAuthorized);
+            return self.refuse(publish.qos, publish.packet_id, Refusal::NotAuthorized);
         }
         let (topic, targets) = (route.topic.clone(), route.targets.clone());
         let accepted_at = match self.batch_began {
@@ -237,7 +237,7 @@ impl Link {
             accepted_at,
         });
         if targets.rejecting && publish.qos != QoS::AtMostOnce && targets.would_reject(&message) {
-            return Outcome::Refused(Refusal::QuotaExceeded);
+            return self.refuse(publish.qos, publish.packet_id, Refusal::QuotaExceeded);
         }
         let journaled = targets.durable || publish.retain || self.session.durable && publish.qos == QoS::ExactlyOnce;
         let mut receipt = None;
@@ -262,15 +262,20 @@ impl Link {
         receipt.map_or(Outcome::Done { matched }, Outcome::Pending)
     }
 
+    /// A refusal, unless this repeats a QoS 2 message that was accepted: that is the same message still, whatever has
+    /// changed since. Told otherwise, its sender would use the identifier for a new message, which would be lost.
+    fn refuse(&self, qos: QoS, packet_id: Option<PacketId>, refusal: Refusal) -> Outcome {
+        let state = self.session.state.lock();
+        let earlier = packet_id.filter(|_| qos == QoS::ExactlyOnce).and_then(|id| state.inbound.get(&id.get()));
+        earlier.map_or(Outcome::Refused(refusal), |receipt| answer_again(receipt.as_ref()))
+    }
+
     /// Notes the identifier of an inbound QoS 2 message; for one that was already accepted, how to answer it again.
     fn repeated(&mut self, packet_id: PacketId, receipt: Option<&Arc<Receipt>>) -> Option<Outcome> {
         let id = packet_id.get();
         let mut state = self.session.state.lock();
         if let Some(earlier) = state.inbound.get(&id) {
-            return Some(match earlier {
-                Some(receipt) if receipt.state() != ReceiptState::Done => Outcome::Pending(receipt.clone()),
-                _ => Outcome::Done { matched: true },
-            });
+            return Some(answer_again(earlier.as_ref()));
         }
         state.inbound.insert(id, receipt.cloned());
         if self.session.durable {
@@ -613,6 +618,14 @@ impl Link {
         let state = self.session.state.lock();
         let mine = state.attached.as_ref().is_some_and(|attached| attached.number == self.attachment.number);
         mine.then_some(state)
+    }
+}
+
+/// How to answer the repetition of a QoS 2 message whose first answer waits, or waited, for `receipt`.
+fn answer_again(receipt: Option<&Arc<Receipt>>) -> Outcome {
+    match receipt {
+        Some(receipt) if receipt.state() != ReceiptState::Done => Outcome::Pending(receipt.clone()),
+        _ => Outcome::Done { matched: true },
     }
 }
 

@@ -215,11 +215,15 @@ impl Hub {
         if let Some(known) = sessions.get(&key).cloned() {
             let mut state = known.state.lock();
             let was_attached = state.attached.is_some();
-            // A session that ends with its connection has ended now (MQTT 5.0 §3.1.2.11.2).
-            let ends = request.clean_start || was_attached && state.expiry == SessionExpiry::OnDetach;
+            // A session that ends with its connection has ended now (MQTT 5.0 §3.1.2.11.2); one that expired since the
+            // last housekeeping has ended before.
+            let ends = request.clean_start
+                || was_attached && state.expiry == SessionExpiry::OnDetach
+                || state.has_expired(now);
+            let will_is_due = state.will_is_due(now);
             let resume = !ends && known.identity.user == request.identity.user;
             if let Some(will) = state.will.take()
-                && (!resume || was_attached && will.delay.is_zero())
+                && (!resume || will_is_due || was_attached && will.delay.is_zero())
             {
                 wills.push((known.clone(), will));
             }
@@ -438,14 +442,10 @@ impl Hub {
 
     fn housekeep_session(&self, session: &Arc<Session>, now: UnixMillis) {
         let mut state = session.state.lock();
-        let Some(detached_at) = state.detached_at.filter(|_| state.attached.is_none() && !state.ended) else { return };
-        let gone = now.since(detached_at);
-        let ends = match state.expiry {
-            SessionExpiry::OnDetach => true,
-            SessionExpiry::After(interval) => gone >= interval,
-            SessionExpiry::Never => false,
-        };
-        let due = state.will.as_ref().is_some_and(|will| ends || gone >= will.delay);
+        if state.ended {
+            return;
+        }
+        let (ends, due) = (state.has_expired(now), state.will_is_due(now));
         let will = if due { state.will.take() } else { None };
         if ends {
             self.end(session, &mut state);

@@ -134,6 +134,28 @@ pub(super) struct State {
     pub ended: bool,
 }
 
+impl State {
+    /// How long the session has been without a connection.
+    fn away(&self, now: UnixMillis) -> Option<Duration> {
+        self.detached_at.filter(|_| self.attached.is_none()).map(|detached_at| now.since(detached_at))
+    }
+
+    /// Whether the session has been without a connection for as long as it may.
+    pub fn has_expired(&self, now: UnixMillis) -> bool {
+        self.away(now).is_some_and(|away| match self.expiry {
+            SessionExpiry::OnDetach => true,
+            SessionExpiry::After(interval) => away >= interval,
+            SessionExpiry::Never => false,
+        })
+    }
+
+    /// Whether its will must be published: the delay is over, or the session is (MQTT 5.0 §3.1.3.2.2).
+    pub fn will_is_due(&self, now: UnixMillis) -> bool {
+        let (Some(will), Some(away)) = (&self.will, self.away(now)) else { return false };
+        away >= will.delay || self.has_expired(now)
+    }
+}
+
 /// How many waiting messages or bytes of a connected receiver make its publishers wait, and where they go on.
 const BACKLOG_HIGH: (usize, u64) = (8192, 4 << 20);
 const BACKLOG_LOW: (usize, u64) = (2048, 1 << 20);
