@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::queue::{Incoming, WhenFull};
+use super::queue::{Incoming, Orphan, WhenFull};
 use super::session::Session;
 use super::{Hub, SubscribeOptions};
 use crate::message::{Message, QoS};
@@ -46,6 +46,8 @@ pub(super) struct Target {
     pub no_local: bool,
     pub retain_as_published: bool,
     pub identifiers: Option<Arc<[u32]>>,
+    /// The shared subscription it is a member of.
+    pub shared: Option<Arc<SharedFilter>>,
 }
 
 impl Target {
@@ -55,6 +57,7 @@ impl Target {
             qos: message.qos.min(self.qos),
             retain: message.retain && self.retain_as_published,
             identifiers: self.identifiers.clone(),
+            shared: self.shared.clone(),
         }
     }
 }
@@ -78,6 +81,7 @@ impl Hub {
                 no_local: options.no_local,
                 retain_as_published: options.retain_as_published,
                 identifiers: options.identifier.map(|identifier| Arc::from([identifier.get()])),
+                shared: filter.group.is_some().then(|| Arc::new(filter.clone())),
             };
             match filter.group {
                 Some(_) => shared.entry(filter).or_default().push(target),
@@ -129,6 +133,21 @@ impl Hub {
             }
         }
         pressed
+    }
+
+    /// Gives what a member of a shared subscription has left behind to another one (MQTT 5.0 §4.8.2). The caller holds
+    /// no session's lock.
+    pub(super) fn hand_on(&self, orphans: Vec<Orphan>) {
+        let mut ops = Vec::new();
+        for (filter, message) in orphans {
+            let targets = self.targets(message.topic.as_str());
+            let is_its = |group: &&Group| group.members.iter().any(|member| member.shared.as_ref() == Some(&filter));
+            if let Some(group) = targets.groups.iter().find(is_its) {
+                let target = group.choose();
+                let incoming = std::iter::once((target.incoming(&message), None));
+                target.session.accept(incoming, self.store(), &mut ops, &self.0.counters);
+            }
+        }
     }
 }
 

@@ -556,7 +556,8 @@ impl Link {
                 continue;
             }
             let identifiers = options.identifier.map(|identifier| Arc::from([identifier.get()]));
-            let incoming = Incoming { qos: message.qos.min(options.qos), retain: true, identifiers, message };
+            let qos = message.qos.min(options.qos);
+            let incoming = Incoming { qos, retain: true, identifiers, message, shared: None };
             state.queue.push(incoming, None, true, &self.session.signal, &limits, ops);
         }
     }

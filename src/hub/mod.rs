@@ -34,7 +34,7 @@ use crate::store::{Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
 use crate::topic::SharedFilter;
 use access::{Access, Identity};
 use delivery::Subscriber;
-use queue::Queue;
+use queue::{Orphan, Queue};
 use retained::{Change, Retained};
 use routes::Routes;
 use session::{Attachment, Session, State, submit};
@@ -210,6 +210,7 @@ impl Hub {
         let now = self.now();
         let key = (request.face, request.client_id.clone());
         let mut wills = Vec::new();
+        let mut orphans = Vec::new();
         let mut sessions = self.0.sessions.lock();
         let mut resumed = None;
         if let Some(known) = sessions.get(&key).cloned() {
@@ -235,7 +236,7 @@ impl Hub {
                 drop(state);
                 resumed = Some(known);
             } else {
-                self.end(&known, &mut state);
+                orphans = self.end(&known, &mut state);
                 drop(state);
                 sessions.remove(&key);
             }
@@ -267,6 +268,7 @@ impl Hub {
             }
         }
         drop(sessions);
+        self.hand_on(orphans);
         for (session, will) in wills {
             self.publish_will(&session, will);
         }
@@ -300,8 +302,10 @@ impl Hub {
         }
     }
 
-    /// Ends a session: its subscriptions, its queue and its journal. The caller takes it out of the map.
-    fn end(&self, session: &Session, state: &mut State) {
+    /// Ends a session: its subscriptions, its queue and its journal. The caller takes it out of the map, and hands on
+    /// what it leaves behind once it holds no lock.
+    #[must_use]
+    fn end(&self, session: &Session, state: &mut State) -> Vec<Orphan> {
         state.ended = true;
         state.attached = None;
         {
@@ -314,18 +318,19 @@ impl Hub {
             state.subscriptions.clear();
             self.changed();
         }
-        state.queue = Queue::new(session.id, false);
+        let orphans = std::mem::replace(&mut state.queue, Queue::new(session.id, false)).into_orphans();
         state.inbound.clear();
         if session.durable {
             submit(self.store(), &mut vec![Op::DropSession(session.id)], Due::Soon);
         }
         session.tell_drained((0, 0));
+        orphans
     }
 
     /// What follows when a session has no connection any more. Takes the lock's guard to let it go in time.
     fn after_detach(&self, session: &Arc<Session>, mut state: parking_lot::MutexGuard<'_, State>, will: WillDue) {
         state.detached_at = Some(self.now());
-        let mut due = None;
+        let (mut due, mut orphans) = (None, Vec::new());
         let ends = state.expiry == SessionExpiry::OnDetach || state.expiry == SessionExpiry::After(Duration::ZERO);
         match will {
             WillDue::No => state.will = None,
@@ -335,13 +340,14 @@ impl Hub {
             WillDue::Yes => {}
         }
         if ends {
-            self.end(session, &mut state);
+            orphans = self.end(session, &mut state);
         } else if session.durable {
             submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
         }
         drop(state);
         if ends {
             self.forget(session);
+            self.hand_on(orphans);
         }
         if let Some(will) = due {
             self.publish_will(session, will);
@@ -447,14 +453,16 @@ impl Hub {
         }
         let (ends, due) = (state.has_expired(now), state.will_is_due(now));
         let will = if due { state.will.take() } else { None };
+        let mut orphans = Vec::new();
         if ends {
-            self.end(session, &mut state);
+            orphans = self.end(session, &mut state);
         } else if due && session.durable {
             submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
         }
         drop(state);
         if ends {
             self.forget(session);
+            self.hand_on(orphans);
         }
         if let Some(will) = will {
             self.publish_will(session, will);

@@ -18,6 +18,7 @@ use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
 use crate::store::{Op, QueueSummary, Receipt, ReceiptState, SessionId, StoredMessage, StoredState};
+use crate::topic::SharedFilter;
 
 /// MQTT's packet identifier: never zero.
 pub type PacketId = NonZeroU16;
@@ -86,7 +87,12 @@ pub struct Incoming {
     pub qos: QoS,
     pub retain: bool,
     pub identifiers: Option<Arc<[u32]>>,
+    /// The shared subscription that brought it; not journaled.
+    pub shared: Option<Arc<SharedFilter>>,
 }
+
+/// A message of a shared subscription whose member's session has ended before it had it.
+pub type Orphan = (Arc<SharedFilter>, Arc<Message>);
 
 /// What became of a message given to [`Queue::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +201,18 @@ impl Queue {
             queue.maybe_sent = usize::from(window);
         }
         queue
+    }
+
+    /// What another member of a shared subscription may have when the session ends: what was not sent, and QoS 1 that
+    /// was not acknowledged (MQTT 5.0 §4.8.2). A QoS 2 delivery that was begun is not begun anew [MQTT-4.8.2-5]. What is
+    /// in memory only: what was paged in from the journal does not know its subscription.
+    pub fn into_orphans(self) -> Vec<Orphan> {
+        let begun = self.inflight.into_iter().filter_map(|entry| match entry.state {
+            InflightState::Published(incoming) if incoming.qos == QoS::AtLeastOnce => Some(incoming),
+            _ => None,
+        });
+        let waiting = self.waiting.into_iter().map(|entry| entry.incoming);
+        begun.chain(waiting).filter_map(|incoming| Some((incoming.shared?, incoming.message))).collect()
     }
 
     /// Messages waiting or unacknowledged.
@@ -545,8 +563,13 @@ impl Queue {
             };
             let size = message.size() as u64;
             tail.bytes = tail.bytes.saturating_sub(size);
-            let incoming =
-                Incoming { message, qos: stored.qos, retain: stored.retain, identifiers: stored.identifiers };
+            let incoming = Incoming {
+                message,
+                qos: stored.qos,
+                retain: stored.retain,
+                identifiers: stored.identifiers,
+                shared: None,
+            };
             if self.maybe_sent > 0 {
                 self.maybe_sent -= 1;
                 self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
@@ -578,7 +601,7 @@ fn packet_id(sequence: u64) -> PacketId {
 }
 
 fn delivery(incoming: Incoming, packet_id: Option<PacketId>, dup: bool) -> Delivery {
-    let Incoming { message, qos, retain, identifiers } = incoming;
+    let Incoming { message, qos, retain, identifiers, .. } = incoming;
     Delivery { message, qos, retain, dup, packet_id, identifiers }
 }
 
@@ -621,7 +644,7 @@ mod tests {
             let (qos, payload) = spelled.split_at(1);
             let qos = QoS::from_level(qos.parse().unwrap()).unwrap();
             let message = Arc::new(Message::new(TopicName::new("t").unwrap(), payload, qos, UnixMillis(0)));
-            let incoming = Incoming { message, qos, retain: false, identifiers: None };
+            let incoming = Incoming { message, qos, retain: false, identifiers: None, shared: None };
             self.queue.push(incoming, None, self.connected, &self.signal, &self.limits, &mut self.ops)
         }
 

@@ -191,3 +191,31 @@ async fn a_shared_subscription_gets_no_retained_messages() {
     peer.expect_nothing().await;
     broker.stop().await;
 }
+
+// §4.8.2: what a member had not acknowledged, or not been sent, when its session ended is for another one.
+#[tokio::test]
+async fn what_a_member_leaves_behind_goes_to_another() {
+    let broker = Broker::start().await;
+    let mut one = broker.open().await;
+    one.send(r#"10 11 0004 "MQTT" 05 02 003C 03 21 0002 0001 "1""#).await;
+    one.expect(CONNACK_5).await;
+    one.send(r#"82 10 0001 00 000A "$share/g/a" 02"#).await;
+    one.expect("90 04 0001 00 02").await;
+    let mut from = broker.connect_3("from").await;
+    from.send(r#"32 06 0001 "a" 0001 "1" 34 06 0001 "a" 0002 "2" 34 06 0001 "a" 0003 "3" 32 06 0001 "a" 0004 "4""#)
+        .await;
+    from.expect("40 02 0001 50 02 0002 50 02 0003 40 02 0004").await;
+    one.expect(r#"32 07 0001 "a" 0001 00 "1" 34 07 0001 "a" 0002 00 "2""#).await;
+    let mut other = broker.connect_5("other").await;
+    other.send(r#"82 10 0001 00 000A "$share/h/a" 01"#).await;
+    other.expect("90 04 0001 00 01").await;
+    let mut two = broker.connect_5("2").await;
+    two.send(r#"82 10 0001 00 000A "$share/g/a" 01"#).await;
+    two.expect("90 04 0001 00 01").await;
+    drop(one);
+    // Not the second: it is QoS 2 and was begun.
+    two.expect(r#"32 07 0001 "a" 0001 00 "1" 32 07 0001 "a" 0002 00 "3" 32 07 0001 "a" 0003 00 "4""#).await;
+    two.expect_nothing().await;
+    other.expect_nothing().await;
+    broker.stop().await;
+}
