@@ -127,9 +127,8 @@ impl Operator {
     async fn until_stop(&mut self) {
         loop {
             tokio::select! {
-                asked = self.signals.next() => if let Asked::Stop(_) = asked {
-                    return;
-                },
+                // A hang-up too: the terminal is gone, and with it whoever would stop the demo.
+                _ = self.signals.next() => return,
                 Some(news) = self.news.recv() => say(&news),
                 key = key(&mut self.keys) => match key {
                     Some(b'q' | b'Q') => return,

@@ -39,7 +39,8 @@ Examples:
   fieldgate passwd operator                  make a `users:` entry for the configuration
   fieldgate keys upstreams                   explain the keys of a section of the configuration
 
-Exit codes: 0 all is well, 1 the configuration or the arguments are wrong, 2 the system refuses (port, permission, disk)."
+Exit codes: 0 all is well, 1 the configuration or the arguments are wrong, 2 the system refuses (port, permission, disk),
+130 a second signal ended it before it had drained."
 )]
 struct Cli {
     #[command(subcommand)]

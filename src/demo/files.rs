@@ -1,6 +1,6 @@
 //! The demo's files: two configurations to read and change, the plugins they name, certificates.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,8 @@ const MAX_TRIES: u32 = 100;
 pub struct Directory {
     path: PathBuf,
     temporary: bool,
+    /// Held so that a second demo does not take the files away from under the first.
+    _lock: File,
 }
 
 impl Directory {
@@ -33,18 +35,29 @@ impl Directory {
         if let Some(path) = given {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-            return made.map(|()| Self { path: path.clone(), temporary: false }).map_err(|error| (path, error));
+            return made.and_then(|()| Self::lock(&path, false)).map_err(|error| (path, error));
         }
         let parent = std::env::temp_dir();
         for number in 0..MAX_TRIES {
             let path = parent.join(format!("fieldgate-demo-{}-{number}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return Ok(Self { path, temporary: true }),
+                Ok(()) => return Self::lock(&path, true).map_err(|error| (path, error)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err((path, error)),
             }
         }
         Err((parent, io::Error::from(io::ErrorKind::AlreadyExists)))
+    }
+
+    fn lock(path: &Path, temporary: bool) -> io::Result<Self> {
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join("demo.lock"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_path_buf(), temporary, _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                Err(io::Error::other("another demo runs there; end it first, or give this one another directory"))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     pub fn path(&self) -> &Path {

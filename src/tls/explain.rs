@@ -6,6 +6,9 @@ use rustls::{AlertDescription, CertificateError, Error};
 
 use super::ClientSettings;
 
+/// A certificate may hold any number of names.
+const MAX_NAMES_SHOWN: usize = 4;
+
 /// Says why the handshake with `host` failed and what to do about it, from the client's side.
 pub fn client_handshake(error: &io::Error, settings: &ClientSettings, host: &str) -> String {
     let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
@@ -42,7 +45,7 @@ fn certificate(error: &CertificateError, settings: &ClientSettings, host: &str) 
             let wanted = settings.server_name.as_deref().unwrap_or(host);
             let presented = match error {
                 CertificateError::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
-                    format!(" (it is for {})", presented.join(", "))
+                    format!(" (it is for {})", names(presented))
                 }
                 _ => String::new(),
             };
@@ -103,5 +106,33 @@ fn alert_received(alert: AlertDescription, settings: &ClientSettings, host: &str
             format!("{host} speaks neither TLS 1.2 nor 1.3; it must be updated")
         }
         (alert, _) => format!("{host} ended the TLS handshake with the alert {alert:?}"),
+    }
+}
+
+/// The names in a certificate, without what rustls writes around them; `DnsName("a")` is `a`.
+fn names(presented: &[String]) -> String {
+    let plain = |name: &String| {
+        let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+        format!("`{}`", inner.trim_matches('"'))
+    };
+    let mut text = presented.iter().take(MAX_NAMES_SHOWN).map(plain).collect::<Vec<_>>().join(", ");
+    if let Some(more @ 1..) = presented.len().checked_sub(MAX_NAMES_SHOWN) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_certificate_are_shown_plainly_and_not_without_end() {
+        let check = |presented: &[&str], expected: &str| {
+            let presented: Vec<String> = presented.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(names(&presented), expected);
+        };
+        check(&["DnsName(\"a.example\")", "IpAddress(127.0.0.1)"], "`a.example`, `127.0.0.1`");
+        check(&["a", "b", "c", "d", "e", "f"], "`a`, `b`, `c`, `d` and 2 more");
     }
 }

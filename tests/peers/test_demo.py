@@ -160,6 +160,16 @@ def test_what_the_demo_says_is_true(terminal):
     assert "Stopping." in demo.seen and not os.path.exists(directory), "the temporary directory stays"
 
 
+def test_a_demo_ends_with_its_terminal(terminal):
+    demo = terminal("--any-ports")
+    directory = demo.expect(r"Files +(\S+) ").group(1)
+    demo.expect("First value: ")
+    os.close(demo.keyboard)
+    demo.keyboard = os.open(os.devnull, os.O_RDONLY)
+    assert demo.process.wait(PATIENCE) == 0
+    assert not os.path.exists(directory)
+
+
 def test_taken_ports_are_said_and_ctrl_c_ends_it(terminal, tmp_path):
     taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     mqtt, web = (server.getsockname()[1] for server in taken)
@@ -169,6 +179,10 @@ def test_taken_ports_are_said_and_ctrl_c_ends_it(terminal, tmp_path):
     demo.expect(rf"Web UI +http://127\.0\.0\.1:{other_web}/")
     demo.expect(rf"mosquitto_sub -p {other_mqtt} ")
     demo.expect("First value: ")
+    second = subprocess.run([os.environ["FIELDGATE"], "demo", "--any-ports", "--directory", tmp_path / "demo"],
+                            capture_output=True, text=True, timeout=PATIENCE)
+    assert second.returncode == 2 and "another demo runs there" in second.stderr, second
+    assert os.readlink(tmp_path / "demo" / "scale.tty").startswith("/dev/pts/"), "the second took nothing from the first"
     demo.press("\x03")
     code, took = demo.end()
     assert code == 0 and took < DRAIN, demo.seen

@@ -28,7 +28,7 @@ def until(what, condition):
     deadline = time.monotonic() + PATIENCE
     while not (result := condition()):
         assert time.monotonic() < deadline, what()
-        time.sleep(0.01)
+        time.sleep(0.001)
     return result
 
 
@@ -63,14 +63,14 @@ listeners:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**inherited, **environment})
 
     def listens(self):
-        assert self.process.poll() is None, self.log.read_text()
+        assert self.process.poll() is None, self.log.read_text() if self.log.exists() else self.process.returncode
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def start(self, **environment):
+    def start(self):
         """Starts it and waits until it listens; how long that took."""
         began = time.monotonic()
-        self.spawn(**environment)
+        self.spawn()
         until(self.log.read_text, self.listens)
         return time.monotonic() - began
 
@@ -93,8 +93,9 @@ listeners:
 
 
 @contextmanager
-def running(gateway, **environment):
-    gateway.start(**environment)
+def running(gateway, start=True):
+    if start:
+        gateway.start()
     try:
         yield gateway
     finally:
@@ -356,6 +357,25 @@ def test_who_may_do_what(tmp_path, version):
         log = gateway.log.read_text()
         assert "wrong" not in log.replace("wrong password", "") and "correct horse" not in log, log
         gateway.stop()
+
+
+def test_a_log_that_nobody_reads_any_more_is_no_reason_to_stop(tmp_path):
+    gateway = Gateway(tmp_path)
+    ours, theirs = os.pipe()
+    gateway.process = subprocess.Popen([os.environ["FIELDGATE"], "run", "--config", gateway.config], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    with running(gateway, start=False):
+        until(lambda: "not listening", gateway.listens)
+        os.close(ours)
+        assert publish(gateway.port, "a", "1", "-u", "nobody", "-P", "x").returncode != 0
+        assert publish(gateway.port, "a", "1").returncode == 0
+        status = gateway.api("status")["status"]
+        assert status["health"] == "good", status
+        messages = [line["message"] for line in gateway.api("log")["lines"]]
+        assert any("login refused" in message for message in messages), messages
+        assert not any("fault" in message for message in messages), messages
+        gateway.process.terminate()
+        assert gateway.process.wait(PATIENCE) == 0
 
 
 def openssl(*arguments):
