@@ -384,3 +384,60 @@ async fn what_comes_after_a_disconnect_is_not_looked_at() {
     watcher.expect_nothing().await;
     broker.stop().await;
 }
+
+// [MQTT-3.2.2-19]: where there is no room for the reason in words, the code has to do.
+#[tokio::test]
+async fn a_refusal_fits_what_the_client_takes() {
+    let broker = Broker::start().await;
+    let mut peer = broker.open().await;
+    peer.send(r#"10 17 0004 "MQTT" 05 02 003C 09 27 0000000A 15 0001 "x" 0001 "c""#).await;
+    peer.expect("20 03 00 8C 00").await;
+    peer.expect_close(None).await;
+    broker.stop().await;
+}
+
+// [MQTT-3.1.2-29], [MQTT-3.1.2-28]
+#[tokio::test]
+async fn nothing_is_explained_to_who_does_not_want_it() {
+    let broker = Broker::start().await;
+    let mut peer = broker.open().await;
+    peer.send(r#"10 12 0004 "MQTT" 05 02 003C 04 17 00 19 00 0001 "c""#).await;
+    peer.expect(CONNACK_5).await;
+    peer.send(r#"32 06 0001 "a" 0001 00 62 02 0007 50 02 0008 A2 06 0002 00 0001 "a""#).await;
+    peer.expect("40 03 0001 10 70 03 0007 92 62 03 0008 92 B0 04 0002 00 11").await;
+    broker.stop().await;
+}
+
+// 3.1.1 [MQTT-3.1.4-2]
+#[tokio::test]
+async fn a_3_1_1_client_that_connects_again_takes_over() {
+    let broker = Broker::start().await;
+    let mut first = broker.open().await;
+    first.send(&connect("c", 4, 0)).await;
+    first.expect("20 02 00 00").await;
+    first.send(r#"82 06 0001 0001 "a" 00"#).await;
+    first.expect("90 03 0001 00").await;
+    let mut second = broker.open().await;
+    second.send(&connect("c", 4, 0)).await;
+    second.expect("20 02 01 00").await;
+    first.expect_close(None).await;
+    second.send(r#"30 04 0001 "a" "1""#).await;
+    second.expect(r#"30 04 0001 "a" "1""#).await;
+    broker.stop().await;
+}
+
+// [MQTT-4.1.0-1]: the expiry is about the time without a connection.
+#[tokio::test]
+async fn a_session_does_not_expire_while_it_is_connected() {
+    let broker = Broker::start().await;
+    let mut peer = broker.open().await;
+    peer.send(r#"10 13 0004 "MQTT" 05 02 003C 05 11 00000001 0001 "c""#).await;
+    peer.expect(CONNACK_5).await;
+    peer.send(r#"82 07 0001 00 0001 "a" 00"#).await;
+    peer.expect("90 04 0001 00 00").await;
+    // The session is looked after once a second.
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    peer.send(r#"30 05 0001 "a" 00 "1""#).await;
+    peer.expect(r#"30 05 0001 "a" 00 "1""#).await;
+    broker.stop().await;
+}

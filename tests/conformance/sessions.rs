@@ -281,3 +281,47 @@ async fn messages_of_a_topic_stay_in_order() {
     }
     broker.stop().await;
 }
+
+// [MQTT-4.6.0-4]
+#[tokio::test]
+async fn pubrels_keep_the_order_of_their_pubrecs() {
+    let broker = Broker::start().await;
+    let mut to = broker.connect_5("to").await;
+    to.send(r#"82 07 0001 00 0001 "a" 02"#).await;
+    to.expect("90 04 0001 00 02").await;
+    let mut from = broker.connect_3("from").await;
+    from.send(r#"34 05 0001 "a" 0001 34 05 0001 "a" 0002 34 05 0001 "a" 0003"#).await;
+    to.expect(r#"34 06 0001 "a" 0001 00 34 06 0001 "a" 0002 00 34 06 0001 "a" 0003 00"#).await;
+    to.send("50 02 0001 50 02 0002 50 02 0003").await;
+    to.expect("62 02 0001 62 02 0002 62 02 0003").await;
+    broker.stop().await;
+}
+
+// [MQTT-4.3.3-7], [MQTT-4.3.3-13]
+#[tokio::test]
+async fn a_qos_2_delivery_that_was_begun_does_not_expire() {
+    let broker = Broker::start().await;
+    let mut to = broker.open().await;
+    to.send(&connect_with("to", 2, "11 00000064")).await;
+    to.expect(CONNACK_5).await;
+    to.send(r#"82 07 0001 00 0001 "a" 02"#).await;
+    to.expect("90 04 0001 00 02").await;
+    let mut from = broker.connect_5("from").await;
+    from.send(r#"34 0C 0001 "a" 0001 05 02 00000001 "1""#).await;
+    from.expect("50 02 0001").await;
+    to.expect(r#"34 0C 0001 "a" 0001 05 02 00000001 "1""#).await;
+    drop(to);
+    until_away(&broker, "to").await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Both sides go on with the handshake.
+    from.send("62 02 0001").await;
+    from.expect("70 02 0001").await;
+    let mut to = broker.open().await;
+    to.send(&connect_with("to", 0, "11 00000064")).await;
+    to.expect(r#"20 0E 01 00 0B 21 0400 27 00100000 22 000A 3C 0C 0001 "a" 0001 05 02 00000000 "1""#).await;
+    to.send("50 02 0001").await;
+    to.expect("62 02 0001").await;
+    to.send("70 02 0001").await;
+    to.expect_nothing().await;
+    broker.stop().await;
+}

@@ -167,6 +167,7 @@ async fn a_shared_message_stays_with_the_member_it_was_given_to() {
     let mut one = broker.open().await;
     one.send(r#"10 13 0004 "MQTT" 05 00 003C 05 11 00000064 0001 "1""#).await;
     one.expect(r#"20 0E 01 00 0B 21 0400 27 00100000 22 000A 3C 07 0001 "a" 0001 00 "1""#).await;
+    one.expect_nothing().await;
     // It ends: nobody else gets what it had begun.
     let mut clean = broker.open().await;
     clean.send(&connect("1", 5, 2)).await;
