@@ -267,6 +267,7 @@ fn store_shows_and_verifies_what_a_gateway_left() {
     check(&store(&["show"]), 0, "a/#", "");
     check(&store(&["verify"]), 0, "whole: 1 sessions, 0 messages", "");
     check(&store(&["export", "cloud"]), 0, "", "0 messages exported, 0 unreadable");
+    check(&store(&["export", "nobody"]), 1, "", "no session of the client \"nobody\"");
     check(&store(&["purge", "nobody"]), 1, "", "no session of the client \"nobody\"");
     check(&store(&["purge", "--all"]), 0, "0 messages deleted", "");
 }

@@ -1,5 +1,6 @@
 //! `fieldgate demo`: everything at once, for a person at a terminal.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -72,7 +73,9 @@ async fn serve(options: Options) -> Result<(), DemoError> {
     introduce(&places, &keyboard);
     let working = running.run(shutdown, tell);
     tokio::pin!(working);
-    let mut operator = Operator { handle, signals, news, keys: Some(tokio::io::stdin()) };
+    let in_background = std::io::stdin().is_terminal() && !keyboard.is_terminal();
+    let keys = (!in_background).then(tokio::io::stdin);
+    let mut operator = Operator { handle, signals, news, keys };
     tokio::select! {
         () = &mut working => return Ok(()),
         () = operator.until_stop() => {}
@@ -118,7 +121,7 @@ struct Operator {
     handle: Arc<Handle>,
     signals: Signals,
     news: mpsc::Receiver<String>,
-    /// `None` once standard input is at its end.
+    /// `None` once standard input is at its end, and in the background, where it belongs to the shell.
     keys: Option<Stdin>,
 }
 

@@ -3,7 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
 use crate::config::report::{Look, Reports};
 
@@ -33,8 +34,12 @@ impl Keyboard {
         Self::without(LocalModes::ECHO)
     }
 
-    /// Gives every key at once and does not show it; Ctrl-C still interrupts.
+    /// Gives every key at once and does not show it; Ctrl-C still interrupts. Does nothing in the background of a
+    /// shell, where whoever asks something of the terminal is stopped.
     pub fn key_by_key() -> Self {
+        if tcgetpgrp(io::stdin().as_fd()).is_ok_and(|foreground| foreground != getpgrp()) {
+            return Self(None);
+        }
         Self::without(LocalModes::ECHO | LocalModes::ICANON)
     }
 

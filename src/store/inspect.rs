@@ -87,7 +87,7 @@ pub fn verify(path: &Path) -> Result<Verdict, InspectError> {
 /// A payload that is not text stands in `payload_base64`.
 ///
 /// # Errors
-/// As [`show`]; [`InspectError::Output`] where `out` fails. A damaged database is read as far as it goes.
+/// As [`show`]; [`InspectError::NoSession`] for an unknown client; [`InspectError::Output`] where `out` fails. A damaged database is read as far as it goes.
 pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Result<Exported, InspectError> {
     let (_, connection) = connect(path)?;
     let topics = readable_topics(&connection);
@@ -119,7 +119,13 @@ pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Resu
         let backward = each_row(&connection, &format!("key > {last} ORDER BY key DESC"), &mut write)?;
         exported.unreadable += 1 + u64::from(backward.is_err());
     }
-    Ok(exported)
+    match client_id {
+        // In a damaged database the session may be what cannot be read.
+        Some(client_id) if exported == Exported::default() && !clients.values().any(|known| known == client_id) => {
+            Err(InspectError::NoSession(client_id.to_owned()))
+        }
+        _ => Ok(exported),
+    }
 }
 
 /// Deletes the queued messages of a client's sessions, of all clients where `client_id` is `None`. The sessions stay.

@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import shlex
+import signal
 import socket
 import subprocess
 import termios
@@ -24,11 +25,11 @@ DRAIN = 2
 class Terminal:
     """A demo on a pseudo terminal, with its keyboard."""
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments, command=None):
         self.keyboard, theirs = pty.openpty()
-        command = [os.environ["FIELDGATE"], "demo", *map(str, arguments)]
+        command = command or [os.environ["FIELDGATE"], "demo", *map(str, arguments)]
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, **environment},
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(theirs)
         self.seen = ""
@@ -66,8 +67,8 @@ class Terminal:
 def terminal():
     demos = []
 
-    def start(*arguments, **environment):
-        demos.append(Terminal(*arguments, **environment))
+    def start(*arguments, **options):
+        demos.append(Terminal(*arguments, **options))
         return demos[-1]
 
     yield start
@@ -168,6 +169,15 @@ def test_a_demo_ends_with_its_terminal(terminal):
     demo.keyboard = os.open(os.devnull, os.O_RDONLY)
     assert demo.process.wait(PATIENCE) == 0
     assert not os.path.exists(directory)
+
+
+def test_in_the_background_of_a_shell_it_runs_on(terminal):
+    shell = terminal(command=["bash", "-c", 'set -m; "$FIELDGATE" demo --any-ports & wait; echo "ended with $?"'])
+    directory = shell.expect(r"Files +(\S+) ").group(1)
+    shell.expect(r"The button in the web UI cuts and restores the uplink\.")
+    shell.expect("First value in the cloud: ")
+    os.kill(int(re.search(r"fieldgate-demo-(\d+)-", directory).group(1)), signal.SIGTERM)
+    shell.expect("ended with 0")
 
 
 def test_taken_ports_are_said_and_ctrl_c_ends_it(terminal, tmp_path):
