@@ -24,6 +24,8 @@ pub(super) struct Subscriber {
 pub(super) struct Targets {
     pub version: u64,
     pub direct: Vec<Target>,
+    /// What is left of a session's subscriptions for its own messages, where some of them are No Local and some are not.
+    own: Vec<Target>,
     pub groups: Vec<Group>,
     /// Some receiver is journaled: an acknowledgement may have to wait.
     pub durable: bool,
@@ -43,6 +45,7 @@ pub(super) struct Group {
 pub(super) struct Target {
     pub session: Arc<Session>,
     pub qos: QoS,
+    /// Some subscription leaves out what the session itself published.
     pub no_local: bool,
     pub retain_as_published: bool,
     pub identifiers: Option<Arc<[u32]>>,
@@ -90,18 +93,15 @@ impl Hub {
         });
         let groups: Vec<_> = shared.into_values().map(|members| Group { members, next: AtomicUsize::new(0) }).collect();
         drop(routes);
-        direct.sort_by_key(|target| target.session.id);
-        direct.dedup_by(|next, kept| {
-            let same = next.session.id == kept.session.id;
-            if same {
-                kept.merge(next);
-            }
-            same
-        });
+        let silent: Vec<SessionId> =
+            direct.iter().filter(|target| target.no_local).map(|target| target.session.id).collect();
+        let hears_itself = |target: &&Target| !target.no_local && silent.contains(&target.session.id);
+        let own = one_each(direct.iter().filter(hears_itself).cloned().collect());
+        let direct = one_each(direct);
         let mut all = direct.iter().chain(groups.iter().flat_map(|group| &group.members));
         let durable = all.clone().any(|target| target.session.durable);
         let rejecting = all.any(|target| target.session.limits().when_full == WhenFull::Reject);
-        Targets { version, direct, groups, durable, rejecting }
+        Targets { version, direct, own, groups, durable, rejecting }
     }
 
     /// Queues `messages`, in order, for everybody who gets them: each receiver is locked once and woken once. Returns
@@ -116,16 +116,18 @@ impl Hub {
         let mut pressed = Vec::new();
         let store = self.store();
         let mut give = |target: &Target, messages: &[(Arc<Message>, Option<Arc<Receipt>>)]| {
-            if target.no_local && from == Some(target.session.id) {
-                return;
-            }
             let incoming = messages.iter().map(|(message, receipt)| (target.incoming(message), receipt.clone()));
             if target.session.accept(incoming, store, ops, &self.0.counters) {
                 pressed.push(target.session.clone());
             }
         };
         for target in &targets.direct {
-            give(target, messages);
+            if target.no_local && from == Some(target.session.id) {
+                let own = targets.own.iter().find(|own| own.session.id == target.session.id);
+                own.into_iter().for_each(|own| give(own, messages));
+            } else {
+                give(target, messages);
+            }
         }
         for group in &targets.groups {
             for message in messages {
@@ -151,11 +153,24 @@ impl Hub {
     }
 }
 
+/// Joins the subscriptions of each session into one.
+fn one_each(mut targets: Vec<Target>) -> Vec<Target> {
+    targets.sort_by_key(|target| target.session.id);
+    targets.dedup_by(|next, kept| {
+        let same = next.session.id == kept.session.id;
+        if same {
+            kept.merge(next);
+        }
+        same
+    });
+    targets
+}
+
 impl Target {
     /// Takes in another subscription of the same session that matches too.
     fn merge(&mut self, other: &Self) {
         self.qos = self.qos.max(other.qos);
-        self.no_local &= other.no_local;
+        self.no_local |= other.no_local;
         self.retain_as_published |= other.retain_as_published;
         self.identifiers = match (&self.identifiers, &other.identifiers) {
             (Some(mine), Some(others)) => Some(mine.iter().chain(others.iter()).copied().collect()),

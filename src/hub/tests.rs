@@ -107,6 +107,27 @@ fn no_local_leaves_out_ones_own_messages() {
 }
 
 #[test]
+fn beside_a_no_local_subscription_an_ordinary_one_alone_decides_on_ones_own_messages() {
+    let hub = hub();
+    let (mut a, mut b) = (client(&hub, "a"), client(&hub, "b"));
+    let options =
+        |qos, identifier| SubscribeOptions { identifier: NonZeroU32::new(identifier), ..SubscribeOptions::new(qos) };
+    a.subscribe(&filter("x"), SubscribeOptions { no_local: true, ..options(QoS::ExactlyOnce, 1) }).unwrap();
+    a.subscribe(&filter("#"), options(QoS::AtLeastOnce, 2)).unwrap();
+    let mut check = |link: Option<&mut Link>, qos, identifiers: &[u32]| {
+        say(link.unwrap_or(&mut a), "x", "1", QoS::ExactlyOnce);
+        let mut taken = Vec::new();
+        a.take(&mut taken, 10);
+        let [Outbound::Publish(delivery)] = &taken[..] else { panic!("{taken:?}") };
+        let mut found = delivery.identifiers.as_deref().unwrap().to_vec();
+        found.sort_unstable();
+        assert_eq!((delivery.qos, &found[..]), (qos, identifiers));
+    };
+    check(Some(&mut b), QoS::ExactlyOnce, &[1, 2]);
+    check(None, QoS::AtLeastOnce, &[2]);
+}
+
+#[test]
 fn retained_messages_come_with_a_new_subscription_as_its_options_say() {
     let hub = hub();
     let mut a = client(&hub, "a");
