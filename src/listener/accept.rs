@@ -1,12 +1,12 @@
 //! The listening socket: accepting connections, also when the system runs out of something.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
+use super::throttle::Admission;
 use super::{Address, DRAIN_TIMEOUT, Shared, connection};
 
 /// Connections that wait to be accepted: a storm of clients after a power cut should not see refusals.
@@ -41,6 +42,16 @@ impl Drop for SocketFile {
 pub(super) enum Accepted {
     Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
+}
+
+impl Accepted {
+    /// Where the peer is; `None` for this machine's Unix sockets.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(_, address) => Some(address.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl Socket {
@@ -130,6 +141,10 @@ async fn accept_all(socket: &Socket, shared: &Arc<Shared>, connections: &mut Joi
                 }
                 backoff = ACCEPT_BACKOFF.0;
                 shared.counters.accept_fails.store(false, Ordering::Relaxed);
+                // Before the handshakes: refusing must cost less than asking.
+                if !may_connect(shared, &accepted) {
+                    continue;
+                }
                 match shared.counters.admit(shared.max_connections) {
                     Some(admitted) => {
                         connections.spawn(connection::serve(accepted, shared.clone(), admitted));
@@ -155,6 +170,18 @@ async fn accept_all(socket: &Socket, shared: &Arc<Shared>, connections: &mut Joi
             }
         }
     }
+}
+
+/// Whether the peer's address has not had its share of connections yet.
+fn may_connect(shared: &Shared, accepted: &Accepted) -> bool {
+    let address = accepted.address();
+    let Admission::Refused { first } = shared.throttle.admit(address, Instant::now()) else { return true };
+    shared.counters.rate_limited.fetch_add(1, Ordering::Relaxed);
+    // Once per episode: the counter has the rest.
+    if first && let Some(address) = address {
+        warn!(listener = shared.name, %address, "connections are refused: the address opens too many per second");
+    }
+    false
 }
 
 fn is_peers_fault(error: &io::Error) -> bool {

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -78,7 +79,8 @@ pub(super) struct Connection {
     stop: Pin<Box<OwnedNotified>>,
     awaits_stop: bool,
     pub peer: Box<str>,
-    from_loopback: bool,
+    /// `None` for a Unix socket's peer.
+    address: Option<IpAddr>,
 }
 
 /// What a turn led to.
@@ -108,9 +110,10 @@ pub(super) enum End {
 /// The whole life of one accepted connection.
 pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Admitted) {
     let deadline = Instant::now() + shared.limits.connect_timeout;
-    let (peer, from_loopback): (Box<str>, bool) = match &accepted {
-        Accepted::Tcp(_, address) => (address.to_string().into(), address.ip().to_canonical().is_loopback()),
-        Accepted::Unix(_) => ("unix".into(), true),
+    let address = accepted.address();
+    let peer: Box<str> = match &accepted {
+        Accepted::Tcp(_, address) => address.to_string().into(),
+        Accepted::Unix(_) => "unix".into(),
     };
     // Boxed: what a handshake needs should not stay with an idle connection.
     let stream = match Box::pin(timeout_at(deadline, shake_hands(accepted, &shared))).await {
@@ -125,7 +128,7 @@ pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Adm
             return;
         }
     };
-    let mut connection = Connection::new(stream, shared, peer, from_loopback);
+    let mut connection = Connection::new(stream, shared, peer, address);
     let end = connection.live().await;
     Box::pin(connection.finish(end)).await;
     drop(admitted);
@@ -156,7 +159,7 @@ async fn shake_hands(accepted: Accepted, shared: &Shared) -> io::Result<Stream> 
 }
 
 impl Connection {
-    fn new(stream: Stream, shared: Arc<Shared>, peer: Box<str>, from_loopback: bool) -> Self {
+    fn new(stream: Stream, shared: Arc<Shared>, peer: Box<str>, address: Option<IpAddr>) -> Self {
         Self {
             stream,
             server: Server::new(shared.limits.clone(), Instant::now().into_std()),
@@ -170,7 +173,7 @@ impl Connection {
             stop: Box::pin(shared.stop.clone().notified_owned()),
             awaits_stop: false,
             peer,
-            from_loopback,
+            address,
             shared,
         }
     }
@@ -190,7 +193,7 @@ impl Connection {
 
     async fn log_in(&mut self, request: ConnectRequest) -> Result<(), End> {
         let deadline = self.server.deadline().map_or_else(Instant::now, Instant::from_std);
-        let decision = login::log_in(&self.shared, request, &self.peer, self.from_loopback);
+        let decision = login::log_in(&self.shared, request, &self.peer, self.address);
         let Ok(decision) = timeout_at(deadline, decision).await else {
             let what = "the login took too long";
             return Err(End::Protocol(ProtocolError { reason: ReasonCode::ServerBusy, what }));

@@ -17,7 +17,10 @@ pub(super) struct Counters {
     current: Arc<AtomicUsize>,
     pub total: AtomicU64,
     pub refused: AtomicU64,
+    pub rate_limited: AtomicU64,
     pub failed_logins: AtomicU64,
+    /// Logins refused unchecked, after too many wrong passwords from their address.
+    pub delayed_logins: AtomicU64,
     pub failed_handshakes: AtomicU64,
     pub packets_in: AtomicU64,
     pub packets_out: AtomicU64,
@@ -50,7 +53,9 @@ impl Counters {
             current: Arc::default(),
             total: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            rate_limited: AtomicU64::new(0),
             failed_logins: AtomicU64::new(0),
+            delayed_logins: AtomicU64::new(0),
             failed_handshakes: AtomicU64::new(0),
             packets_in: AtomicU64::new(0),
             packets_out: AtomicU64::new(0),
@@ -126,6 +131,16 @@ impl Observe for Shared {
         };
         count("fieldgate_listener_connections_total", "Connections accepted.", &counters.total);
         count("fieldgate_listener_connections_refused_total", "Connections over the limit.", &counters.refused);
+        count(
+            "fieldgate_listener_connections_rate_limited_total",
+            "Connections closed because their address opened too many per second.",
+            &counters.rate_limited,
+        );
+        count(
+            "fieldgate_listener_logins_delayed_total",
+            "CONNECTs refused unchecked, after too many wrong passwords from their address.",
+            &counters.delayed_logins,
+        );
         count("fieldgate_listener_logins_failed_total", "CONNECTs refused for their user.", &counters.failed_logins);
         count(
             "fieldgate_listener_handshakes_failed_total",

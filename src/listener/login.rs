@@ -1,10 +1,11 @@
 //! From a CONNECT to an attached session: who it is, and whether it may come in (MQTT 5.0 §3.1.4).
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::Shared;
 use crate::hub::access::{AuthError, Identity};
@@ -27,17 +28,17 @@ pub(super) struct Refused {
     pub what: &'static str,
 }
 
-/// Checks the credentials of `request` and attaches its session. `peer` is for people; `from_loopback` says that the
-/// client runs on this machine.
+/// Checks the credentials of `request` and attaches its session. `peer` is for people; `address` is where it
+/// is, `None` for a Unix socket.
 pub(super) async fn log_in(
     shared: &Shared,
     request: ConnectRequest,
     peer: &str,
-    from_loopback: bool,
+    address: Option<IpAddr>,
 ) -> Result<LoggedIn, Refused> {
     let ConnectRequest { client_id, clean_start, expiry, receive_maximum, will, user_name, password, version, .. } =
         request;
-    let identity = authenticate(shared, user_name, password, from_loopback).await.inspect_err(|refused| {
+    let identity = authenticate(shared, user_name, password, address).await.inspect_err(|refused| {
         shared.counters.failed_logins.fetch_add(1, Ordering::Relaxed);
         info!(listener = shared.name, peer, client = &*client_id, "login refused: {}", refused.what);
     })?;
@@ -75,20 +76,28 @@ async fn authenticate(
     shared: &Shared,
     user_name: Option<Box<str>>,
     password: Option<Box<[u8]>>,
-    from_loopback: bool,
+    address: Option<IpAddr>,
 ) -> Result<Identity, Refused> {
     let access = shared.hub.access();
+    let from_loopback = address.is_none_or(|address| address.is_loopback());
     let result = if user_name.is_none() {
         access.authenticate(None, None, from_loopback)
     } else {
+        may_guess(shared, address)?;
         let unavailable = Refused { reason: ReasonCode::ServerUnavailable, what: "the gateway is stopping" };
         let Ok(permit) = shared.logins.clone().acquire_owned().await else { return Err(unavailable) };
+        // Others of the same address may have guessed wrong while this one waited for its turn.
+        may_guess(shared, address)?;
         let check = tokio::task::spawn_blocking(move || {
             let result = access.authenticate(user_name.as_deref(), password.as_deref(), from_loopback);
             drop(permit);
             result
         });
         let Ok(result) = check.await else { return Err(unavailable) };
+        match result {
+            Ok(_) => shared.throttle.login_succeeded(address),
+            Err(_) => note_wrong_password(shared, address),
+        }
         result
     };
     result.map_err(|error| match error {
@@ -99,6 +108,24 @@ async fn authenticate(
             Refused { reason: ReasonCode::BadUserNameOrPassword, what: "unknown user name or wrong password" }
         }
     })
+}
+
+/// Refuses, without a look at the password, while the address has to wait.
+fn may_guess(shared: &Shared, address: Option<IpAddr>) -> Result<(), Refused> {
+    if shared.throttle.login_delay(address, Instant::now()).is_none() {
+        return Ok(());
+    }
+    shared.counters.delayed_logins.fetch_add(1, Ordering::Relaxed);
+    let what = "too many wrong passwords came from this address; it has to wait";
+    Err(Refused { reason: ReasonCode::ConnectionRateExceeded, what })
+}
+
+fn note_wrong_password(shared: &Shared, address: Option<IpAddr>) {
+    let delay = shared.throttle.login_failed(address, Instant::now());
+    if let Some(address) = address.filter(|_| !delay.is_zero()) {
+        let seconds = delay.as_secs();
+        warn!(listener = shared.name, %address, seconds, "too many wrong passwords: logins from the address have to wait");
+    }
 }
 
 pub(super) fn session_expiry(expiry: Expiry) -> SessionExpiry {

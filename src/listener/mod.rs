@@ -11,6 +11,7 @@ mod events;
 mod login;
 mod output;
 mod stream;
+mod throttle;
 mod websocket;
 
 use std::fmt;
@@ -30,6 +31,9 @@ use crate::proto::mqtt::server;
 use crate::tls::{ServerSettings, ServerTls, TlsError};
 use accept::Socket;
 use counters::Counters;
+use throttle::Throttle;
+
+pub use throttle::AddressLimits;
 
 /// How a listener is set up.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +48,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// What one connection may do, and how long it may take to send its CONNECT, the TLS handshake included.
     pub limits: server::Settings,
+    /// How often one address may connect and guess a password.
+    pub addresses: AddressLimits,
 }
 
 impl Settings {
@@ -56,6 +62,7 @@ impl Settings {
             tls: None,
             max_connections: 10_000,
             limits: server::Settings::default(),
+            addresses: AddressLimits::default(),
         }
     }
 }
@@ -108,6 +115,7 @@ struct Shared {
     hub: Hub,
     limits: Arc<server::Settings>,
     max_connections: usize,
+    throttle: Throttle,
     tls: Option<ServerTls>,
     counters: Counters,
     /// Checking a password takes much memory and time (argon2): only so many at once.
@@ -128,7 +136,7 @@ impl Listener {
     /// # Errors
     /// [`BindError`] names the address or file and what to do.
     pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
-        let Settings { name, address, transport, tls, max_connections, limits } = settings;
+        let Settings { name, address, transport, tls, max_connections, limits, addresses } = settings;
         let tls = match tls.map(ServerTls::open).transpose() {
             Ok(tls) => tls,
             Err(source) => return Err(BindError::Tls { name, source }),
@@ -157,6 +165,7 @@ impl Listener {
             hub,
             limits: Arc::new(limits),
             max_connections,
+            throttle: Throttle::new(addresses),
             tls,
             logins: Arc::new(Semaphore::new(MAX_LOGINS_AT_A_TIME)),
             stopping: AtomicBool::new(false),

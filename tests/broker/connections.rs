@@ -181,6 +181,73 @@ async fn users_log_in_with_their_password_only() {
 }
 
 #[tokio::test]
+async fn an_address_that_guesses_passwords_has_to_wait_even_with_the_right_one() {
+    let user = User { name: "ann".into(), password_hash: hash_password(b"secret").unwrap().into() };
+    let access = access::Settings { users: vec![user], ..access::Settings::default() };
+    let strict = |settings: &mut fieldgate::listener::Settings| {
+        settings.addresses.login_failures = 1;
+        settings.addresses.limit_loopback = true;
+    };
+    let broker = Broker::start_with(strict, hub::Settings { access, ..hub::Settings::default() }, None).await;
+    let good = r#"10 1A 0004 "MQTT" 04 C2 003C 0001 "c" 0003 "ann" 0006 "secret""#;
+    let bad = r#"10 1A 0004 "MQTT" 04 C2 003C 0001 "c" 0003 "ann" 0006 "SECRET""#;
+    let answer = async |script: &str| {
+        let mut peer = broker.open().await;
+        peer.send(script).await;
+        let mut connack = [0; 4];
+        tokio::io::AsyncReadExt::read_exact(&mut peer.stream, &mut connack).await.unwrap();
+        connack[3]
+    };
+    assert_eq!(answer(bad).await, 4, "this one is free");
+    assert_eq!(answer(bad).await, 4);
+    let start = Instant::now();
+    let mut peer = broker.open().await;
+    peer.send(r#"10 1B 0004 "MQTT" 05 C2 003C 00 0001 "c" 0003 "ann" 0006 "secret""#).await;
+    peer.expect_close(Some(0x9F)).await;
+    // Those without a password guess nothing.
+    assert_eq!(answer(&connect("anonymous", 4, 2)).await, 0);
+    while answer(good).await != 0 {
+        assert!(start.elapsed() < PATIENCE, "the wait never ended");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(answer(bad).await, 4, "a good password has made good, and this one is free again");
+    assert_eq!(answer(good).await, 0);
+    let mut metrics = Metrics::default();
+    broker.observe.collect(&mut metrics);
+    let metrics = metrics.render();
+    assert!(metrics.contains("fieldgate_listener_logins_delayed_total{"), "{metrics}");
+    assert!(!metrics.contains(r#"fieldgate_listener_logins_delayed_total{listener="test"} 0"#), "{metrics}");
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_that_opens_too_many_connections_is_refused_and_this_machine_is_not_by_default() {
+    let check = async |limit_loopback: bool, refused: u32| {
+        let strict = |settings: &mut fieldgate::listener::Settings| {
+            settings.addresses.connection_rate = 1;
+            settings.addresses.connection_burst = 1;
+            settings.addresses.limit_loopback = limit_loopback;
+        };
+        let broker = Broker::start_with(strict, hub::Settings::default(), None).await;
+        let _first = broker.connect_3("a").await;
+        let mut second = broker.open().await;
+        if refused > 0 {
+            second.expect_close(None).await;
+        } else {
+            second.send(&connect("b", 4, 2)).await;
+            second.expect("20 02 00 00").await;
+        }
+        let mut metrics = Metrics::default();
+        broker.observe.collect(&mut metrics);
+        let counted = format!("fieldgate_listener_connections_rate_limited_total{{listener=\"test\"}} {refused}\n");
+        assert!(metrics.render().contains(&counted), "{}", metrics.render());
+        broker.stop().await;
+    };
+    check(true, 1).await;
+    check(false, 0).await;
+}
+
+#[tokio::test]
 async fn clients_are_told_when_the_gateway_stops() {
     let broker = Broker::start().await;
     let mut new = broker.connect_5("a").await;
