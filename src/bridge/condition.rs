@@ -118,11 +118,13 @@ pub enum DropReason {
     Unwanted,
     /// It came from the upstream, and the hub did not take it.
     NotTaken,
+    /// It has crossed as many bridges as `max_hops` allows: it goes in circles.
+    Looped,
 }
 
 impl DropReason {
-    const ALL: [Self; 6] =
-        [Self::TooLarge, Self::TopicTooLong, Self::NoRule, Self::Refused, Self::Unwanted, Self::NotTaken];
+    const ALL: [Self; 7] =
+        [Self::TooLarge, Self::TopicTooLong, Self::NoRule, Self::Refused, Self::Unwanted, Self::NotTaken, Self::Looped];
 
     /// The label in metrics.
     pub fn name(self) -> &'static str {
@@ -133,6 +135,7 @@ impl DropReason {
             Self::Refused => "refused",
             Self::Unwanted => "unwanted",
             Self::NotTaken => "not_taken",
+            Self::Looped => "looped",
         }
     }
 }

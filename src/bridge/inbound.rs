@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::condition::{DropReason, Shared};
+use super::marks;
 use super::rules::Retain;
 use super::settings::Checked;
 use super::stream::{End, Progress};
@@ -92,13 +93,20 @@ impl Inbound<'_, '_> {
     /// A message of the upstream: to the hub, under its local name.
     fn publish(&mut self, publish: &Publish<'_>) -> Reply {
         self.shared.counters.received.fetch_add(1, Ordering::Relaxed);
+        let mut properties = publish.properties.to_message_properties();
+        let hops = marks::hops(properties.as_deref());
         let (reason, receipt) = match self.rules.incoming.map(publish.topic, self.topic) {
             // A subscription of an older configuration; the upstream keeps it with our session.
             Err(_) => {
                 self.shared.counters.drop(DropReason::Unwanted);
                 (ReasonCode::Success, None)
             }
+            Ok(_) if hops >= self.rules.max_hops.into() => {
+                self.looped(publish.topic, hops);
+                (ReasonCode::Success, None)
+            }
             Ok(rule) => {
+                marks::set_hops(properties.get_or_insert_default(), hops + 1);
                 let outcome = self.link.publish(hub::Publish {
                     topic: self.topic,
                     // A copy: commands are small, and must not keep the read buffer.
@@ -106,7 +114,7 @@ impl Inbound<'_, '_> {
                     qos: publish.qos,
                     retain: publish.retain && rule.retain == Retain::AsPublished,
                     packet_id: publish.packet_id,
-                    properties: publish.properties.to_message_properties(),
+                    properties,
                     expiry_interval: publish.properties.message_expiry(),
                 });
                 match outcome {
@@ -119,6 +127,13 @@ impl Inbound<'_, '_> {
         let Some(packet_id) = publish.packet_id else { return Reply::Nothing };
         let kind = if publish.qos == QoS::ExactlyOnce { AckKind::Pubrec } else { AckKind::Puback };
         Reply::Acknowledge(kind, packet_id, reason, receipt)
+    }
+
+    fn looped(&mut self, topic: &str, hops: u32) {
+        self.shared.counters.drop(DropReason::Looped);
+        self.tell("looped", |upstream| {
+            warn!(upstream, topic, hops, "{}; more like it are only counted", words::LOOPED);
+        });
     }
 
     fn not_taken(&mut self, topic: &str, refusal: Refusal) -> ReasonCode {

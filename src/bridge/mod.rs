@@ -8,7 +8,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `settings` `rules` `url` | what the operator says, checked; pure |
-//! | `backoff` `words` | when to try again, what refusals mean; pure |
+//! | `backoff` `words` `marks` | when to try again, what refusals mean, what is written on messages; pure |
 //! | `uplink` | the task: connect, stream, wait, again; pause |
 //! | `dial` `handshake` `stream` `inbound` | one connection: TCP and TLS, CONNECT, messages |
 //! | `condition` | what people and scrapes see |
@@ -21,6 +21,7 @@ mod condition;
 mod dial;
 mod handshake;
 mod inbound;
+mod marks;
 pub mod rules;
 mod settings;
 mod stream;

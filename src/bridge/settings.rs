@@ -47,6 +47,9 @@ pub struct Settings {
     pub state_topic: Option<String>,
     /// The largest packet accepted from the upstream, in bytes.
     pub max_packet_size: u32,
+    /// How many bridges a message may have crossed, this one included; at least 1. What would cross more is dropped and
+    /// counted: it goes in circles.
+    pub max_hops: u8,
     pub backoff: backoff::Settings,
 }
 
@@ -80,6 +83,8 @@ impl Settings {
             max_inflight: 1000,
             state_topic: None,
             max_packet_size: 1 << 20,
+            // Longer than any sane chain of gateways, and few enough copies of what goes in circles.
+            max_hops: 8,
             backoff: backoff::Settings::default(),
         }
     }
@@ -100,6 +105,9 @@ impl Settings {
         }
         if self.keep_alive < Duration::from_secs(1) || self.keep_alive > Duration::from_secs(65_535) {
             return Err(SettingsError::KeepAlive);
+        }
+        if self.max_hops == 0 {
+            return Err(SettingsError::MaxHops);
         }
         for url in self.urls.iter().filter(|url| url.scheme == Scheme::Tls) {
             self.tls.server_name(&url.host)?;
@@ -123,6 +131,7 @@ impl Settings {
             incoming: rules(Direction::In, "in", &self.incoming)?,
             client_id: self.client_id.clone().unwrap_or_else(|| format!("{gateway}-{}", self.name)),
             state_topic,
+            max_hops: self.max_hops,
         })
     }
 
@@ -138,6 +147,8 @@ pub struct Checked {
     pub incoming: Rules,
     pub client_id: String,
     pub state_topic: Option<TopicName>,
+    /// See [`Settings::max_hops`].
+    pub max_hops: u8,
 }
 
 /// What is wrong with an upstream's settings.
@@ -151,6 +162,8 @@ pub enum SettingsError {
     PasswordAlone,
     #[error("keep alive must be between 1 s and 65535 s")]
     KeepAlive,
+    #[error("with no hop allowed nothing could cross; `max_hops` is at least 1")]
+    MaxHops,
     #[error("rule {number} of `{list}`", number = .index + 1)]
     Rule { list: &'static str, index: usize, source: RuleError },
     #[error("the state topic `{topic}` is not a topic name")]
@@ -187,6 +200,7 @@ mod tests {
         check(&|settings| settings.urls.clear(), "needs the address");
         check(&|settings| settings.password = Some(Secret::new("x")), "set `username` as well");
         check(&|settings| settings.keep_alive = Duration::ZERO, "keep alive");
+        check(&|settings| settings.max_hops = 0, "at least 1");
         check(&|settings| settings.incoming = vec![rule.clone()], "rule 1 of `in`");
         check(&|settings| settings.state_topic = Some("state/+".into()), "`state/+` is not a topic name");
         check(&|settings| settings.tls.server_name = Some("not a name".into()), "`not a name` is neither");

@@ -20,6 +20,7 @@ use super::condition::{DropReason, Shared};
 use super::dial::Transport;
 use super::handshake::Greeted;
 use super::inbound::{Inbound, Reply};
+use super::marks;
 use super::rules::{Retain, Unmapped};
 use super::settings::Checked;
 use super::words::{self, Who};
@@ -403,6 +404,14 @@ impl<'a> Stream<'a> {
                 Unmapped::NoRule => DropReason::NoRule,
                 Unmapped::TooLong => DropReason::TopicTooLong,
             })?;
+        let hops = marks::hops(message.properties.as_deref());
+        if hops >= self.rules.max_hops.into() {
+            return Err(DropReason::Looped);
+        }
+        let mut properties = message.properties.clone();
+        if self.client.version().is_5() {
+            marks::set_hops(properties.get_or_insert_default(), hops + 1);
+        }
         let qos = delivery.qos.min(rule.qos);
         let retain = delivery.retain && rule.retain == Retain::AsPublished;
         let head = PublishHead {
@@ -411,7 +420,7 @@ impl<'a> Stream<'a> {
             retain,
             dup: delivery.dup && !self.is_new,
             packet_id: delivery.packet_id,
-            properties: message.properties.as_deref(),
+            properties: properties.as_deref(),
             identifiers: &[],
             expiry: message.remaining_expiry(self.shared.hub.clock().now()),
             topic_alias: None,
@@ -444,12 +453,17 @@ impl<'a> Stream<'a> {
         let what = match reason {
             DropReason::TooLarge => "a message is larger than the upstream accepts and was not forwarded",
             DropReason::TopicTooLong => "a message has too long a topic or property for MQTT and was not forwarded",
+            DropReason::Looped => words::LOOPED,
             _ => "a message waited for a rule that does not exist any more and was not forwarded",
         };
-        self.tell(
-            reason.name(),
-            |upstream| error!(upstream, %topic, bytes, limit, "{what}; more like it are only counted"),
-        );
+        self.tell(reason.name(), |upstream| {
+            if reason == DropReason::Looped {
+                // What goes in circles has been here before: nothing is lost.
+                warn!(upstream, %topic, "{what}; more like it are only counted");
+            } else {
+                error!(upstream, %topic, bytes, limit, "{what}; more like it are only counted");
+            }
+        });
     }
 
     /// Logs once per connection and `kind`.

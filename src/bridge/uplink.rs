@@ -54,6 +54,9 @@ struct Uplink<'a> {
     tls: Option<ClientTls>,
     /// What is spoken on the next attempt.
     version: Version,
+    /// Whether a 3.1.1 upstream is told that we are a bridge, as Mosquitto's `try_private` does: one that knows the word
+    /// does not send our own messages back. Some close the connection instead.
+    is_bridge: bool,
     /// What the upstream takes of our will: not retained, or at QoS 0, if it must be so.
     will_retain: bool,
     will_qos: QoS,
@@ -90,6 +93,7 @@ impl<'a> Uplink<'a> {
                 VersionChoice::Newest | VersionChoice::V5 => Version::V5,
                 VersionChoice::V3_1_1 => Version::V3_1_1,
             },
+            is_bridge: true,
             will_retain: true,
             will_qos: QoS::AtLeastOnce,
             subscribed: false,
@@ -281,6 +285,7 @@ impl<'a> Uplink<'a> {
             password: settings.password.as_ref().map(|password| password.reveal().as_bytes().to_vec()),
             will,
             max_packet_size: settings.max_packet_size,
+            is_bridge: self.is_bridge,
             // Whoever wants silence noticed early does not want to wait long for the answer either.
             answer_timeout: settings.keep_alive.min(ANSWER_TIMEOUT),
             ..Options::new(rules.client_id.as_str())
@@ -305,9 +310,19 @@ impl<'a> Uplink<'a> {
                 self.will_qos = QoS::AtMostOnce;
                 Attempt::Again
             }
+            Unwelcome::Refused { reason: ReasonCode::UnsupportedProtocolVersion, .. }
+            | Unwelcome::Closed(_)
+            | Unwelcome::Garbled(_)
+                if self.is_bridge && !self.version.is_5() =>
+            {
+                self.is_bridge = false;
+                Attempt::Again
+            }
             Unwelcome::Refused { reason, detail } => Attempt::Failed(words::refused(reason, detail.as_deref(), who)),
             Unwelcome::Closed(_) | Unwelcome::Garbled(_) => {
                 let spoken = self.version.name();
+                // It was not the mark then.
+                self.is_bridge = true;
                 // Old brokers answer a version they do not know by closing, or in their own format. Which of the two
                 // it was cannot be told, so both versions take turns.
                 if may_fall_back {

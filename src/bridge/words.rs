@@ -2,6 +2,10 @@
 
 use crate::proto::mqtt::ReasonCode;
 
+/// A message was dropped because it had crossed too many bridges.
+pub(super) const LOOPED: &str = "a message has crossed as many bridges as `max_hops` allows and was not forwarded; it goes \
+                                in circles, check the `in` and `out` rules of the gateways it passes";
+
 /// Who we said we are, for the advice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Who<'a> {

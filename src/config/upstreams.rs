@@ -91,6 +91,10 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         .value("max_packet_size", "The largest packet accepted from the broker.")
         .range(Size(1024)..=Size::mib(256))
         .or(Size(u64::from(defaults.max_packet_size)));
+    let max_hops = table
+        .value("max_hops", "How many bridges a message may cross, this one included; more means it goes in circles.")
+        .range(1..=u8::MAX)
+        .or(defaults.max_hops);
     let (name, name_place) = name?;
     let settings = Settings {
         name,
@@ -109,6 +113,7 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         max_inflight,
         state_topic,
         max_packet_size: u32::try_from(max_packet_size.0).unwrap_or(u32::MAX),
+        max_hops,
         backoff: defaults.backoff,
     };
     if settings.urls.is_empty() {

@@ -1,6 +1,7 @@
 //! An upstream against a scripted peer, and against our own broker over a line that breaks.
 
 mod cloud;
+mod loops;
 mod peer;
 
 use std::path::Path;
@@ -413,6 +414,7 @@ async fn an_older_broker_is_spoken_to_in_its_version() {
         let mut connection = peer.accept().await;
         let expected = Got::Connect {
             version: Version::V3_1_1,
+            is_bridge: true,
             clean_start: false,
             client_id: "plant-7-cloud".into(),
             user: Some("me".into()),

@@ -37,7 +37,14 @@ pub struct Connection {
 /// A packet of the gateway, owned.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Got {
-    Connect { version: Version, clean_start: bool, client_id: String, user: Option<String>, will: Option<Will> },
+    Connect {
+        version: Version,
+        is_bridge: bool,
+        clean_start: bool,
+        client_id: String,
+        user: Option<String>,
+        will: Option<Will>,
+    },
     Publish(Publish),
     Puback(u16, ReasonCode),
     Pubrec(u16, ReasonCode),
@@ -214,6 +221,7 @@ impl Got {
         match packet {
             Packet::Connect(connect) => Self::Connect {
                 version: connect.version,
+                is_bridge: connect.is_bridge,
                 clean_start: connect.clean_start,
                 client_id: connect.client_id.into(),
                 user: connect.user_name.map(Into::into),

@@ -395,6 +395,11 @@ impl<R> Client<R> {
         Ok(packet_id)
     }
 
+    /// The version spoken on this connection.
+    pub fn version(&self) -> Version {
+        self.options.version
+    }
+
     /// Sends a message as the server's limits allow: at a lower QoS or not retained where it must be so, with a topic
     /// alias where the server takes one. See [`encode_publish`](super::encode_publish).
     ///
