@@ -3,11 +3,33 @@
 //! [`HOPS`] counts the bridges that a message has crossed, in either direction. No Local keeps a message from coming
 //! back over the connection it went out on; the count ends what goes around by another way, such as two gateways that
 //! each have the other as an upstream. 3.1.1 has no user properties: there, the count begins anew.
+//!
+//! [`TIME`], [`SEQUENCE`] and [`BOOT`] let a consumer prove that nothing is missing: under one boot id each number is one
+//! more than the last. Where the boot id changes, the number is at most one more: what the gateway had not delivered when
+//! it ended comes under the number it had, and an empty queue starts over.
 
+use crate::clock::UnixMillis;
 use crate::message::Properties;
 
 /// The user property with the number of bridges crossed, in decimal digits.
 pub(super) const HOPS: &str = "fieldgate-hops";
+
+/// When this gateway accepted the message, as in `2026-05-17T09:30:00.123Z`.
+const TIME: &str = "fieldgate-time";
+/// Its number in the upstream's queue; none at QoS 0, which no queue keeps.
+const SEQUENCE: &str = "fieldgate-sequence";
+/// The start of this gateway under which the message was sent.
+const BOOT: &str = "fieldgate-boot";
+
+/// Says where and when a message comes from. What an earlier gateway said of itself is replaced.
+pub(super) fn set_provenance(properties: &mut Properties, time: UnixMillis, sequence: Option<u64>, boot: &str) {
+    set(properties, TIME, &time.to_string());
+    match sequence {
+        Some(sequence) => set(properties, SEQUENCE, &sequence.to_string()),
+        None => properties.user_properties.retain(|(found, _)| **found != *SEQUENCE),
+    }
+    set(properties, BOOT, boot);
+}
 
 /// How many bridges a message has crossed. What is not a number was not written by us and counts as none.
 pub(super) fn hops(properties: Option<&Properties>) -> u32 {

@@ -21,6 +21,8 @@ pub struct RuleSettings {
     pub local_prefix: String,
     /// Before the filter on the upstream.
     pub remote_prefix: String,
+    /// Out only: whether each message says where and when it comes from, in user properties (MQTT 5.0).
+    pub provenance: Provenance,
 }
 
 /// What becomes of the retain flag on the way.
@@ -33,11 +35,20 @@ pub enum Retain {
     Never,
 }
 
+/// Whether a message carries its time, its number and this start of the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Provenance {
+    #[default]
+    Omit,
+    Add,
+}
+
 /// A rule that was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub qos: QoS,
     pub retain: Retain,
+    pub provenance: Provenance,
     /// What matches on this gateway.
     pub local: TopicFilter,
     /// What matches on the upstream.
@@ -66,7 +77,7 @@ impl Rule {
     /// # Errors
     /// [`RuleError`] names the part that no topic can hold.
     pub fn new(settings: &RuleSettings, gateway: &str) -> Result<Self, RuleError> {
-        let RuleSettings { filter, qos, retain, local_prefix, remote_prefix } = settings;
+        let RuleSettings { filter, qos, retain, local_prefix, remote_prefix, provenance } = settings;
         let filter = expand(filter, gateway)?;
         if [&filter, local_prefix, remote_prefix].iter().any(|text| text.starts_with("$share/")) {
             return Err(RuleError::Shared);
@@ -93,6 +104,7 @@ impl Rule {
         Ok(Self {
             qos: *qos,
             retain: *retain,
+            provenance: *provenance,
             local,
             remote,
             local_prefix: local_prefix.into(),
@@ -195,6 +207,7 @@ mod tests {
             retain: Retain::AsPublished,
             local_prefix: local_prefix.into(),
             remote_prefix: remote_prefix.into(),
+            provenance: Provenance::Omit,
         }
     }
 

@@ -174,7 +174,7 @@ pub enum SettingsError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rules::Retain;
+    use super::super::rules::{Provenance, Retain};
     use super::*;
     use crate::message::QoS;
 
@@ -189,6 +189,7 @@ mod tests {
             retain: Retain::AsPublished,
             local_prefix: String::new(),
             remote_prefix: String::new(),
+            provenance: Provenance::Omit,
         };
         let check = |change: &dyn Fn(&mut Settings), expected: &str| {
             let mut settings = good.clone();

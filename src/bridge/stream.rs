@@ -21,7 +21,7 @@ use super::dial::Transport;
 use super::handshake::Greeted;
 use super::inbound::{Inbound, Reply};
 use super::marks;
-use super::rules::{Retain, Unmapped};
+use super::rules::{Provenance, Retain, Unmapped};
 use super::settings::Checked;
 use super::words::{self, Who};
 use crate::hub::{Delivery, Link, Outbound, Pressure};
@@ -410,7 +410,12 @@ impl<'a> Stream<'a> {
         }
         let mut properties = message.properties.clone();
         if self.client.version().is_5() {
-            marks::set_hops(properties.get_or_insert_default(), hops + 1);
+            let properties = properties.get_or_insert_default();
+            marks::set_hops(properties, hops + 1);
+            if rule.provenance == Provenance::Add {
+                let boot = self.shared.hub.clock().boot_id();
+                marks::set_provenance(properties, message.accepted_at, delivery.sequence, boot);
+            }
         }
         let qos = delivery.qos.min(rule.qos);
         let retain = delivery.retain && rule.retain == Retain::AsPublished;

@@ -8,7 +8,7 @@ use super::scalar::{Name, Origin, Scalar, Size, words};
 use super::source::Span;
 use super::table::Table;
 use super::tls;
-use crate::bridge::rules::{Retain, Rule, RuleSettings};
+use crate::bridge::rules::{Provenance, Retain, Rule, RuleSettings};
 use crate::bridge::url::Url;
 use crate::bridge::{Settings, VersionChoice};
 use crate::hub::{QueueLimits, WhenFull};
@@ -20,6 +20,7 @@ words!(QoS, "a QoS", "0" => QoS::AtMostOnce, "1" => QoS::AtLeastOnce, "2" => QoS
 words!(VersionChoice, "an MQTT version", "newest" => VersionChoice::Newest, "5" => VersionChoice::V5,
     "3.1.1" => VersionChoice::V3_1_1);
 words!(Retain, "what becomes of the retain flag", "as_published" => Retain::AsPublished, "never" => Retain::Never);
+words!(Provenance, "what messages say of their origin", "omit" => Provenance::Omit, "add" => Provenance::Add);
 
 impl Scalar for Url {
     const SHAPE: &'static str = "`mqtts://HOST`, `mqtts://HOST:PORT` or, unencrypted, `mqtt://…`";
@@ -145,8 +146,14 @@ fn rules(table: &mut Table<'_>, key: &'static str, meaning: &'static str, gatewa
         let prefix = |table: &mut Table<'_>, key, meaning| table.value::<String>(key, meaning).or(String::new());
         let local_prefix = prefix(table, "local_prefix", "Stands before the filter on this gateway only.");
         let remote_prefix = prefix(table, "remote_prefix", "Stands before the filter on the broker only.");
+        let provenance = if key == "out" {
+            let meaning = "Whether messages say their time, number and boot id in user properties (MQTT 5).";
+            table.value("provenance", meaning).or(Provenance::Omit)
+        } else {
+            Provenance::Omit
+        };
         let filter = filter?;
-        let settings = RuleSettings { filter: filter.value, qos, retain, local_prefix, remote_prefix };
+        let settings = RuleSettings { filter: filter.value, qos, retain, local_prefix, remote_prefix, provenance };
         match Rule::new(&settings, gateway) {
             Ok(_) => Some(settings),
             Err(error) => {

@@ -76,6 +76,8 @@ pub struct Delivery {
     pub dup: bool,
     /// Set for QoS 1 and 2.
     pub packet_id: Option<PacketId>,
+    /// Its number in the session's queue, the same on each delivery. Set for QoS 1 and 2.
+    pub sequence: Option<u64>,
     /// The subscription identifiers of all subscriptions that matched (MQTT 5.0 §3.3.2.3.8).
     pub identifiers: Option<Arc<[u32]>>,
 }
@@ -397,8 +399,7 @@ impl Queue {
                 continue;
             }
             self.waiting_bytes -= entry.incoming.message.size() as u64;
-            let id = packet_id(entry.sequence);
-            into.push(Outbound::Publish(delivery(entry.incoming.clone(), Some(id), false)));
+            into.push(Outbound::Publish(delivery(entry.incoming.clone(), Some(entry.sequence), false)));
             self.inflight
                 .push_back(Inflight { sequence: entry.sequence, state: InflightState::Published(entry.incoming) });
             self.resent += 1;
@@ -416,7 +417,7 @@ impl Queue {
         let id = packet_id(entry.sequence);
         match &entry.state {
             InflightState::Published(incoming) => {
-                into.push(Outbound::Publish(delivery(incoming.clone(), Some(id), true)));
+                into.push(Outbound::Publish(delivery(incoming.clone(), Some(entry.sequence), true)));
             }
             InflightState::Releasing(receipt) if receipt.state() == ReceiptState::Pending => return false,
             InflightState::Releasing(_) | InflightState::Released => {
@@ -600,9 +601,9 @@ fn packet_id(sequence: u64) -> PacketId {
     PacketId::MIN.saturating_add(id)
 }
 
-fn delivery(incoming: Incoming, packet_id: Option<PacketId>, dup: bool) -> Delivery {
+fn delivery(incoming: Incoming, sequence: Option<u64>, dup: bool) -> Delivery {
     let Incoming { message, qos, retain, identifiers, .. } = incoming;
-    Delivery { message, qos, retain, dup, packet_id, identifiers }
+    Delivery { message, qos, retain, dup, packet_id: sequence.map(packet_id), sequence, identifiers }
 }
 
 /// Frees the memory that a burst made an empty queue hold.

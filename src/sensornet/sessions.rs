@@ -369,6 +369,6 @@ fn to_hub(will: Will, hub: &Hub) -> hub::Will {
 }
 
 fn from_hub(delivery: hub::Delivery) -> Delivery {
-    let hub::Delivery { message, qos, retain, dup, packet_id, identifiers: _ } = delivery;
+    let hub::Delivery { message, qos, retain, dup, packet_id, sequence: _, identifiers: _ } = delivery;
     Delivery { message, qos, retain, dup, packet_id }
 }

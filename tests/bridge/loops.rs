@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fieldgate::bridge::rules::{Retain, RuleSettings};
+use fieldgate::bridge::rules::{Provenance, Retain, RuleSettings};
 use fieldgate::bridge::url::{Scheme, Url};
 use fieldgate::bridge::{Settings, VersionChoice, backoff};
 use fieldgate::hub::{Attach, Face, Hub, Link, Outbound, SubscribeOptions};
@@ -78,6 +78,7 @@ fn everything() -> RuleSettings {
         retain: Retain::AsPublished,
         local_prefix: String::new(),
         remote_prefix: String::new(),
+        provenance: Provenance::Omit,
     }
 }
 

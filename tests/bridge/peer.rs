@@ -64,6 +64,7 @@ pub struct Publish {
     pub retain: bool,
     pub dup: bool,
     pub id: u16,
+    pub user_properties: Vec<(String, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -239,6 +240,14 @@ impl Got {
                 retain: publish.retain,
                 dup: publish.dup,
                 id: publish.packet_id.map_or(0, NonZeroU16::get),
+                user_properties: publish
+                    .properties
+                    .iter()
+                    .filter_map(|property| match property {
+                        Property::UserProperty(name, value) => Some((name.into(), value.into())),
+                        _ => None,
+                    })
+                    .collect(),
             }),
             Packet::Puback(ack) => Self::Puback(ack.packet_id.get(), ack.reason),
             Packet::Pubrec(ack) => Self::Pubrec(ack.packet_id.get(), ack.reason),
