@@ -103,6 +103,10 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, UnixMillis(1_795_000_000_000)).unwrap();
     authority.ensure("client", Usage::Client, &["client"], UnixMillis(1_795_000_000_000)).unwrap();
     fs::write(config.join("cloud.password"), "secret\n").unwrap();
+    let hash =
+        "$6$Vjtl5b0Kxp9BADwc$z8pp6TbiD34mYhP+tEBVUWKJXQVRjVfHhEH7GYyz1qnTe3n+Z+dnC5MpeVg2R7c7ZjICaRkLaYmBmInOTHqT7Q==";
+    fs::write(config.join("mosquitto.passwd"), format!("bob:{hash}\n")).unwrap();
+    fs::write(config.join("mosquitto.acl"), "user bob\ntopic read #\n").unwrap();
     copy(&root().join("plugins"), &directory.path().join("plugins"));
     let text = fs::read_to_string(root().join("config/fieldgate.yaml")).unwrap();
     let text = switched_on(&text).replace("durability: commit\n", "durability: interval\n");
@@ -112,7 +116,7 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     assert!(loaded.warnings.reports.is_empty(), "{}", loaded.warnings.render(Look::Plain));
     let config = loaded.config;
     assert_eq!((config.listeners.len(), config.buses.len(), config.serial.len()), (4, 3, 5));
-    assert_eq!((config.hub.access.users.len(), config.hub.access.rules.len()), (1, 4));
+    assert_eq!((config.hub.access.users.len(), config.hub.access.rules.len()), (2, 5));
     let password = config.upstreams[0].password.as_ref().unwrap();
     assert_eq!(password.reveal(), "secret");
     assert!(!format!("{config:?}").contains("secret\""), "a secret is printed");

@@ -296,7 +296,12 @@ async fn the_will_of_a_lost_client_is_published_and_that_of_one_that_leaves_is_n
 #[tokio::test]
 async fn access_rules_hold_for_clients_and_for_those_without_a_connection() {
     let pattern = |text: &str| Pattern::new(text).unwrap();
-    let rule = Rule { subject: Subject::Anonymous, read: vec![pattern("open/#")], write: vec![pattern("own/%c")] };
+    let rule = Rule {
+        subject: Subject::Anonymous,
+        read: vec![pattern("open/#")],
+        write: vec![pattern("own/%c")],
+        deny: vec![],
+    };
     let access = access::Settings { rules: vec![rule], anonymous: Anonymous::Always, ..access::Settings::default() };
     let world = World::with(settings(), hub::Settings { access, ..hub::Settings::default() }, None).await;
     let mut heard = world.listen("#");

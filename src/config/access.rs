@@ -1,12 +1,15 @@
-//! The sections `limits`, `users`, `allow_anonymous` and `acl`.
+//! The sections `limits`, `users`, `password_file`, `allow_anonymous`, `acl` and `acl_file`.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::report::Report;
 use super::scalar::{Origin, Scalar, Size, words};
 use super::source::Located;
-use super::table::{Table, did_you_mean};
+use super::table::{Table, did_you_mean, read_text};
+use crate::hub::access::mosquitto::{FileError, parse_passwords, parse_rules};
 use crate::hub::access::{self, Anonymous, Pattern, Rule, Subject, User, is_password_hash};
 use crate::hub::{Limits, QueueLimits, WhenFull};
 use crate::secret::Secret;
@@ -97,7 +100,7 @@ pub(super) fn queue_limits(table: &mut Table<'_>, whose: &str, defaults: QueueLi
 
 pub(super) fn access(table: &mut Table<'_>) -> access::Settings {
     let mut names: Vec<Located<String>> = Vec::new();
-    let users = table.list("users", "Who may connect; `fieldgate passwd NAME` makes an entry.", |table| {
+    let mut users = table.list("users", "Who may connect; `fieldgate passwd NAME` makes an entry.", |table| {
         let name = table.value::<String>("name", "The user name a client gives.").check(not_empty).required_at();
         names.extend(name.clone());
         let hash = table
@@ -110,25 +113,62 @@ pub(super) fn access(table: &mut Table<'_>) -> access::Settings {
         Some(User { name: name?.value.into(), password_hash: hash?.reveal().into() })
     });
     table.cx.unique("users", names.iter().map(|name| (name.value.as_str(), name.span)));
+    let meaning = "Mosquitto's password file: more users, whose passwords `mosquitto_passwd` changes.";
+    let more = mosquitto_file(table, "password_file", meaning, parse_passwords);
+    let listed: HashSet<Arc<str>> = users.iter().map(|user| user.name.clone()).collect();
+    if let (Some(place), Some(twice)) =
+        (table.place_of("password_file"), more.iter().find(|user| listed.contains(&user.name)))
+    {
+        let report = Report::error(place, format!("the user `{}` is in `users` too", twice.name));
+        table.report(report.help("keep one of them"));
+    }
+    // Those whose entry is wrong are known too: one fault is one report.
+    let known: Vec<&str> =
+        names.iter().map(|name| name.value.as_str()).chain(more.iter().map(|user| &*user.name)).collect();
     let anonymous = table
         .value("allow_anonymous", "From where clients may connect without a user name; `loopback` is this machine.")
         .or(Anonymous::Loopback);
-    let rules =
+    let mut rules =
         table.list("acl", "Who may read and write which topics. No rules: everything. Rules add up.", |table| {
-            rule(table, &names)
+            rule(table, &known)
         });
+    let meaning = "Mosquitto's ACL file: more rules.";
+    rules.extend(mosquitto_file(table, "acl_file", meaning, parse_rules));
+    users.extend(more);
     access::Settings { users, rules, anonymous }
 }
 
-fn rule(table: &mut Table<'_>, users: &[Located<String>]) -> Option<Rule> {
+/// Reads one of Mosquitto's files, with errors that name its line.
+fn mosquitto_file<T>(
+    table: &mut Table<'_>,
+    key: &'static str,
+    meaning: &'static str,
+    parse: fn(&str) -> Result<Vec<T>, FileError>,
+) -> Vec<T> {
+    let Some(Located { value: path, span }) = table.value::<PathBuf>(key, meaning).optional_at() else {
+        return Vec::new();
+    };
+    let problem = match read_text(&path).map(|text| parse(&text)) {
+        Ok(Ok(entries)) if entries.is_empty() && key == "acl_file" => {
+            // Without any rule everything is allowed, and nobody names a file of rules for that.
+            format!("{} holds no rule", path.display())
+        }
+        Ok(Ok(entries)) => return entries,
+        Ok(Err(FileError { line, what })) => format!("{}:{line}: {what}", path.display()),
+        Err(problem) => format!("{}: {problem}", path.display()),
+    };
+    table.report(Report::error(span, format!("`{key}` cannot be used")).label(problem));
+    Vec::new()
+}
+
+fn rule(table: &mut Table<'_>, users: &[&str]) -> Option<Rule> {
     table.exactly_one(&["user", "client", "for"]);
     let user = table.value::<String>("user", "The rule is for this user.").optional_at();
     let client = table.value::<String>("client", "The rule is for this client id.").check(not_empty).optional();
     let group = table.value("for", "The rule is for `everyone`, or for clients without a user name.").optional();
-    if let Some(user) = user.as_ref().filter(|user| !users.iter().any(|known| known.value == user.value)) {
-        let known: Vec<&str> = users.iter().map(|user| user.value.as_str()).collect();
+    if let Some(user) = user.as_ref().filter(|user| !users.iter().any(|known| *known == user.value)) {
         let report = Report::error(user.span, format!("there is no user `{}`", user.value));
-        table.report(match did_you_mean(&user.value, &known) {
+        table.report(match did_you_mean(&user.value, users) {
             Some(word) => report.label(format!("did you mean `{word}`?")),
             None => report.help("add it to `users:`; `fieldgate passwd` makes the entry"),
         });
@@ -144,7 +184,7 @@ fn rule(table: &mut Table<'_>, users: &[Located<String>]) -> Option<Rule> {
         (_, _, Some(Group::Anonymous)) => Subject::Anonymous,
         (None, None, None) => return None,
     };
-    Some(Rule { subject, read: patterns(read), write: patterns(write) })
+    Some(Rule { subject, read: patterns(read), write: patterns(write), deny: Vec::new() })
 }
 
 #[allow(clippy::ptr_arg, reason = "it checks a field, which holds a String")]

@@ -386,6 +386,26 @@ error: the web UI would be open to the network, and there are no users
 }
 
 #[test]
+fn a_wrong_line_in_a_file_of_mosquitto_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write("fieldgate.yaml", "password_file: passwords\nacl_file: rules\n");
+    let check = |passwords: &str, rules: &str, parts: &[&str]| {
+        write("passwords", passwords);
+        write("rules", rules);
+        let text = load_in(directory.path()).unwrap_err();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    };
+    check(
+        "# people\nann:hunter2\n",
+        "user ann\ntopics a\n",
+        &["passwords:2: what follows", "rules:2: `topics` is unknown"],
+    );
+    check("", "# nothing\n", &["rules holds no rule"]);
+}
+
+#[test]
 fn a_rule_for_a_user_that_does_not_exist_is_wrong_and_so_is_a_password_for_a_hash() {
     check(
         "users: [ { name: operator, password_hash: hunter2 } ]\nacl: [ { user: operater, read: 'a/#/b' } ]\n",

@@ -2,6 +2,9 @@
 //!
 //! Rules are topic filters with Mosquitto's `%u` and `%c` for the user name and client id. Without users everybody is
 //! anonymous; without rules everybody who may connect may do everything; with rules, what no rule allows is denied.
+//! Mosquitto's own files are understood by [`mosquitto`].
+
+pub mod mosquitto;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +27,7 @@ pub struct Settings {
 #[derive(Clone, PartialEq)]
 pub struct User {
     pub name: Arc<str>,
-    /// In PHC form, `$argon2id$…`, as [`hash_password`] makes it.
+    /// In PHC form, `$argon2id$…`, as [`hash_password`] makes it, or as mosquitto_passwd does, `$7$…` or `$6$…`.
     pub password_hash: Arc<str>,
 }
 
@@ -45,12 +48,17 @@ pub enum Anonymous {
     Always,
 }
 
-/// What a rule's subjects may do. Several rules add up.
+/// What a rule's subjects may do. Several rules add up, and what one denies is denied.
+///
+/// The rules for everyone are asked last, and only where those for the client itself neither allow nor deny: this is
+/// how Mosquitto orders topics and patterns (mosquitto.conf(5), "acl_file").
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     pub subject: Subject,
     pub read: Vec<Pattern>,
     pub write: Vec<Pattern>,
+    /// Neither, whatever else is allowed.
+    pub deny: Vec<Pattern>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +71,11 @@ pub enum Subject {
 
 /// A topic filter that may hold `%u` and `%c`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(Arc<str>);
+pub struct Pattern {
+    text: Arc<str>,
+    /// `%u` and `%c` stand for nothing but themselves.
+    literal: bool,
+}
 
 impl Pattern {
     /// Checks `text` and makes a pattern of it.
@@ -72,13 +84,25 @@ impl Pattern {
     /// As [`TopicFilter::new`].
     pub fn new(text: &str) -> Result<Self, crate::topic::TopicError> {
         TopicFilter::new(text)?;
-        Ok(Self(text.into()))
+        Ok(Self { text: text.into(), literal: false })
+    }
+
+    /// As [`Pattern::new`], for a filter in which `%u` and `%c` have no meaning.
+    ///
+    /// # Errors
+    /// As [`TopicFilter::new`].
+    pub fn literal(text: &str) -> Result<Self, crate::topic::TopicError> {
+        TopicFilter::new(text)?;
+        Ok(Self { text: text.into(), literal: true })
     }
 
     /// The filter for one client; `None` where the pattern names a user and there is none, or where the name would
     /// change the filter's levels: a client called `+` must not read everybody's topics.
     fn expand(&self, user: Option<&str>, client_id: &str) -> Option<TopicFilter> {
-        let mut text = self.0.to_string();
+        if self.literal {
+            return TopicFilter::new(&self.text).ok();
+        }
+        let mut text = self.text.to_string();
         for (placeholder, name) in [("%u", user), ("%c", Some(client_id))] {
             if text.contains(placeholder) {
                 let name = name.filter(|name| !name.is_empty() && !name.contains(['+', '#', '/']))?;
@@ -122,12 +146,16 @@ pub enum AuthError {
 pub struct Access {
     settings: Settings,
     users: HashMap<Arc<str>, Arc<str>>,
+    /// What is checked for users that do not exist, so that the time of an answer does not tell which names do.
+    decoy: Option<Arc<str>>,
 }
 
 impl Access {
     pub fn new(settings: Settings) -> Self {
         let users = settings.users.iter().map(|user| (user.name.clone(), user.password_hash.clone())).collect();
-        Self { settings, users }
+        // A hash of the same make takes the same time; nobody is let in by it.
+        let decoy = settings.users.first().map(|user| user.password_hash.clone());
+        Self { settings, users, decoy }
     }
 
     pub fn settings(&self) -> &Settings {
@@ -159,7 +187,8 @@ impl Access {
             };
         };
         let known = self.users.get_key_value(name);
-        let hash = known.map_or(UNKNOWN_USER_HASH, |(_, hash)| hash);
+        let decoy = self.decoy.as_deref().unwrap_or(UNKNOWN_USER_HASH);
+        let hash = known.map_or(decoy, |(_, hash)| hash);
         let verified = verify_password(password.unwrap_or_default(), hash);
         match known {
             Some((name, _)) if verified => Ok(Identity { user: Some(name.clone()), trusted: false }),
@@ -178,7 +207,7 @@ impl Access {
             return Rights(None);
         }
         let user = identity.user.as_deref();
-        let mut granted = Granted::default();
+        let (mut own, mut everyones) = (Stage::default(), Stage::default());
         for rule in &self.settings.rules {
             let concerned = match &rule.subject {
                 Subject::Everyone => true,
@@ -187,37 +216,84 @@ impl Access {
                 Subject::Client(name) => client_id == &**name,
             };
             if concerned {
-                let expand = |pattern: &Pattern| pattern.expand(user, client_id);
-                granted.read.extend(rule.read.iter().filter_map(expand));
-                granted.write.extend(rule.write.iter().filter_map(expand));
+                let stage = if rule.subject == Subject::Everyone { &mut everyones } else { &mut own };
+                stage.add(rule, user, client_id);
             }
         }
-        Rights(Some(Arc::new(granted)))
+        Rights(Some(Arc::new([own, everyones])))
     }
 }
 
 /// What one client may read and write; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Rights(Option<Arc<Granted>>);
+pub struct Rights(Option<Arc<[Stage; 2]>>);
 
+/// Rules that are asked together: what they deny first, then what they allow.
 #[derive(Debug, Default)]
-struct Granted {
+struct Stage {
     read: Vec<TopicFilter>,
     write: Vec<TopicFilter>,
+    deny: Vec<TopicFilter>,
+    /// Something is denied to this client that cannot be spelled as a filter: nothing is allowed here.
+    closed: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Asked {
+    Read,
+    Write,
+}
+
+impl Stage {
+    fn add(&mut self, rule: &Rule, user: Option<&str>, client_id: &str) {
+        let expand = |pattern: &Pattern| pattern.expand(user, client_id);
+        self.read.extend(rule.read.iter().filter_map(expand));
+        self.write.extend(rule.write.iter().filter_map(expand));
+        for pattern in &rule.deny {
+            match expand(pattern) {
+                Some(filter) => self.deny.push(filter),
+                // Without a user name, what is denied to user names is not denied.
+                None if user.is_none() && pattern.text.contains("%u") => {}
+                None => self.closed = true,
+            }
+        }
+    }
+
+    /// `None` where these rules say nothing about `topic`.
+    fn judge(&self, asked: Asked, topic: &str) -> Option<bool> {
+        let any = |filters: &[TopicFilter]| filters.iter().any(|filter| filter.matches(topic));
+        let allowed = match asked {
+            Asked::Read => &self.read,
+            Asked::Write => &self.write,
+        };
+        if self.closed || any(&self.deny) {
+            return Some(false);
+        }
+        any(allowed).then_some(true)
+    }
 }
 
 impl Rights {
     pub fn may_write(&self, topic: &str) -> bool {
-        self.0.as_ref().is_none_or(|granted| granted.write.iter().any(|filter| filter.matches(topic)))
+        self.judge(Asked::Write, topic)
     }
 
     pub fn may_read(&self, topic: &str) -> bool {
-        self.0.as_ref().is_none_or(|granted| granted.read.iter().any(|filter| filter.matches(topic)))
+        self.judge(Asked::Read, topic)
     }
 
     /// Whether a subscription can give this client anything at all.
     pub fn may_subscribe(&self, wanted: &TopicFilter) -> bool {
-        self.0.as_ref().is_none_or(|granted| granted.read.iter().any(|filter| overlap(filter, wanted)))
+        if !wanted.has_wildcard() {
+            return self.may_read(wanted.as_str());
+        }
+        let gives = |stage: &Stage| !stage.closed && stage.read.iter().any(|filter| overlap(filter, wanted));
+        self.0.as_ref().is_none_or(|stages| stages.iter().any(gives))
+    }
+
+    fn judge(&self, asked: Asked, topic: &str) -> bool {
+        let Some(stages) = &self.0 else { return true };
+        stages.iter().find_map(|stage| stage.judge(asked, topic)).unwrap_or(false)
     }
 }
 
@@ -247,7 +323,7 @@ pub fn hash_password(password: &[u8]) -> Result<String, HashError> {
     Argon2::default().hash_password(password).map(|hash| hash.to_string()).map_err(HashError)
 }
 
-/// Tells whether `text` is a hash that [`Access::authenticate`] can check.
+/// Tells whether `text` is a hash as [`hash_password`] makes it.
 pub fn is_password_hash(text: &str) -> bool {
     text.starts_with("$argon2id$") && PasswordHash::new(text).is_ok()
 }
@@ -257,11 +333,13 @@ pub fn is_password_hash(text: &str) -> bool {
 pub struct HashError(#[source] argon2::password_hash::Error);
 
 fn verify_password(password: &[u8], hash: &str) -> bool {
+    if mosquitto::is_hash(hash) {
+        return mosquitto::verify(password, hash);
+    }
     PasswordHash::new(hash).is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
 }
 
-/// Checked for users that do not exist, so that the time of an answer does not tell which names do. Nobody knows a
-/// password for it: it is the hash of random bytes that were thrown away.
+/// Checked where there are no users at all. Nobody knows a password for it: it is the hash of random bytes that were thrown away.
 const UNKNOWN_USER_HASH: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$bm8gc3VjaCB1c2VyIQ$Hw9mS4oVtq2Yt0n3o6bS1sU0w7k9c5qj1x8rZ2aLpE4";
 
@@ -303,6 +381,7 @@ mod tests {
             subject,
             read: read.iter().map(|text| pattern(text)).collect(),
             write: write.iter().map(|text| pattern(text)).collect(),
+            deny: Vec::new(),
         };
         let access = Access::new(Settings {
             rules: vec![

@@ -245,7 +245,8 @@ fn rules_bind_publishers_and_receivers_and_change_live() {
     let (mut a, mut b) = (client(&hub, "a"), client(&hub, "b"));
     subscribe(&mut b, "#", QoS::AtMostOnce);
     let pattern = |text| Pattern::new(text).unwrap();
-    let rule = Rule { subject: Subject::Everyone, read: vec![pattern("open/#")], write: vec![pattern("+/%c")] };
+    let rule =
+        Rule { subject: Subject::Everyone, read: vec![pattern("open/#")], write: vec![pattern("+/%c")], deny: vec![] };
     hub.set_access(access::Settings { rules: vec![rule], ..access::Settings::default() });
     assert!(matches!(say(&mut a, "open/b", "1", QoS::AtMostOnce), Outcome::Refused(Refusal::NotAuthorized)));
     say(&mut a, "open/a", "2", QoS::AtMostOnce);

@@ -175,3 +175,36 @@ def test_users_and_rules(gateway):
     gateway.publish("home/bob/x", "1", "-q", "1", *ann)
     gateway.publish("home/ann/x", "2", "-q", "1", *ann)
     assert receiving.lines() == ["home/ann/x 2 0 0"]
+
+
+def mosquitto_passwd(path, user, password, *options):
+    path.touch()
+    subprocess.run(["mosquitto_passwd", "-b", *options, path, user, password], check=True, timeout=PATIENCE)
+
+
+def test_password_and_acl_files_of_mosquitto(gateway):
+    passwords, rules = gateway.directory / "passwords", gateway.directory / "rules"
+    mosquitto_passwd(passwords, "ann", "secret")
+    mosquitto_passwd(passwords, "bob", "hunter2", "-H", "sha512")
+    rules.write_text("topic read open/#\nuser ann\ntopic home/#\ntopic deny home/safe\npattern write own/%u/%c\n")
+    with gateway.config.open("a") as config:
+        config.write("password_file: passwords\nacl_file: rules\n")
+    gateway.stop()
+    gateway.start()
+    ann, bob = ["-u", "ann", "-P", "secret"], ["-u", "bob", "-P", "hunter2", "-i", "b1"]
+    receiving = gateway.subscribe("home/#", 2, *ann)
+    gateway.publish("home/x", "0", "-u", "ann", "-P", "hunter2", code=4)
+    gateway.publish("home/x", "1", "-q", "1", *bob)
+    gateway.publish("own/bob/b1", "2", "-q", "1", *bob)
+    gateway.publish("home/safe", "3", "-q", "1", *ann)
+    gateway.publish("home/x", "4", "-q", "1", *ann)
+    # A changed file holds from the reload on.
+    mosquitto_passwd(passwords, "cid", "new")
+    rules.write_text(rules.read_text() + "user cid\ntopic write home/+\n")
+    gateway.process.send_signal(signal.SIGHUP)
+    command = ["mosquitto_pub", "-p", str(gateway.port), "-t", "home/y", "-m", "5", "-q", "1", "-u", "cid", "-P", "new"]
+    deadline = time.monotonic() + PATIENCE
+    while subprocess.run(command, timeout=PATIENCE, capture_output=True).returncode != 0:
+        assert time.monotonic() < deadline, gateway.log.read_text()
+        time.sleep(0.05)
+    assert receiving.lines() == ["home/x 4 0 0", "home/y 5 0 0"]
