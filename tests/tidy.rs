@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("proto", 1),
     ("store", 2),
     ("tls", 2),
+    ("websocket", 2),
     ("hub", 3),
     ("bridge", 4),
     ("field", 4),

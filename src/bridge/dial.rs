@@ -1,4 +1,4 @@
-//! From an address to a stream of bytes: name resolution, TCP, TLS, each failure in words.
+//! From an address to a stream of bytes: name resolution, TCP, TLS, WebSocket, each failure in words.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,8 +10,9 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use super::url::{Scheme, Url};
+use super::url::Url;
 use crate::tls::{ClientTls, explain};
+use crate::websocket::WebSocket;
 
 /// What a connection runs over.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -25,7 +26,7 @@ pub(super) struct DialError(pub String);
 /// How many addresses of one name are tried; a name with more is a load balancer, where any will do.
 const MAX_ADDRESSES: usize = 8;
 
-/// Connects to `url` until `deadline`. `tls` is needed for `mqtts://`.
+/// Connects to `url` until `deadline`. `tls` is needed for `mqtts://` and `wss://`.
 ///
 /// # Cancel safety
 /// Dropping it closes what was opened.
@@ -33,20 +34,44 @@ pub(super) async fn dial(
     url: &Url,
     tls: Option<&ClientTls>,
     timeout: Duration,
+    max_packet_size: u32,
 ) -> Result<(Box<dyn Transport>, SocketAddr), DialError> {
     let deadline = Instant::now() + timeout;
     let (stream, address) = connect(url, deadline, timeout).await?;
     // Messages are batched here; the kernel's own batching would only add a delay.
     let _ = stream.set_nodelay(true);
-    let tls = match (url.scheme, tls) {
-        (Scheme::Tcp, _) => return Ok((Box::new(stream), address)),
-        (Scheme::Tls, Some(tls)) => tls,
-        (Scheme::Tls, None) => return Err(DialError(format!("{url} needs TLS settings"))),
+    let stream: Box<dyn Transport> = match tls {
+        _ if !url.scheme.is_tls() => Box::new(stream),
+        Some(tls) => secure(url, tls, stream, address, deadline, timeout).await?,
+        None => return Err(DialError(format!("{url} needs TLS settings"))),
     };
+    if !url.scheme.is_web_socket() {
+        return Ok((stream, address));
+    }
+    match timeout_at(deadline, WebSocket::connect(stream, &url.to_string(), max_packet_size)).await {
+        Ok(Ok(stream)) => Ok((Box::new(stream), address)),
+        Ok(Err(error)) => Err(DialError(format!(
+            "{url} ({address}) does not speak MQTT over WebSocket there: {error}; check the port and the path, often `/mqtt`"
+        ))),
+        Err(_) => Err(DialError(format!(
+            "{url} ({address}) accepted the connection but did not answer the WebSocket handshake within {timeout:?}; is \
+             it a WebSocket port?"
+        ))),
+    }
+}
+
+async fn secure(
+    url: &Url,
+    tls: &ClientTls,
+    stream: TcpStream,
+    address: SocketAddr,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<Box<dyn Transport>, DialError> {
     let name = tls.settings().server_name(&url.host).map_err(|error| DialError(error.to_string()))?;
     let handshake = TlsConnector::from(tls.config()).connect(name, stream);
     match timeout_at(deadline, handshake).await {
-        Ok(Ok(stream)) => Ok((Box::new(stream), address)),
+        Ok(Ok(stream)) => Ok(Box::new(stream)),
         Ok(Err(error)) => Err(DialError(explain::client_handshake(&error, tls.settings(), &url.host))),
         Err(_) => Err(DialError(format!(
             "{url} ({address}) accepted the connection but did not answer the TLS handshake within {timeout:?}; is it a \
@@ -108,7 +133,7 @@ mod tests {
         drop(listener);
         let fails = async |url: &str, expected: &str| {
             let url = Url::parse(url).unwrap();
-            let error = dial(&url, None, Duration::from_secs(5)).await.err().unwrap();
+            let error = dial(&url, None, Duration::from_secs(5), 1024).await.err().unwrap();
             assert!(error.0.contains(expected), "{error}");
         };
         fails(&format!("mqtt://127.0.0.1:{port}"), "refuses connections; is the broker running").await;

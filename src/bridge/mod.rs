@@ -10,7 +10,7 @@
 //! | `settings` `rules` `url` | what the operator says, checked; pure |
 //! | `backoff` `words` `marks` | when to try again, what refusals mean, what is written on messages; pure |
 //! | `uplink` | the task: connect, stream, wait, again; pause |
-//! | `dial` `handshake` `stream` `inbound` | one connection: TCP and TLS, CONNECT, messages |
+//! | `dial` `handshake` `stream` `inbound` | one connection: TCP, TLS, WebSocket, CONNECT, messages |
 //! | `condition` | what people and scrapes see |
 //!
 //! Deliberately absent: mapping of response topics (a reply goes where the request says, on this side), and more than

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::backoff;
 use super::rules::{Direction, RuleError, RuleSettings, Rules};
-use super::url::{Scheme, Url};
+use super::url::Url;
 use crate::hub::QueueLimits;
 use crate::secret::Secret;
 use crate::tls::{self, TlsError};
@@ -109,7 +109,7 @@ impl Settings {
         if self.max_hops == 0 {
             return Err(SettingsError::MaxHops);
         }
-        for url in self.urls.iter().filter(|url| url.scheme == Scheme::Tls) {
+        for url in self.urls.iter().filter(|url| url.scheme.is_tls()) {
             self.tls.server_name(&url.host)?;
         }
         let rules = |direction, list, settings| {
@@ -136,7 +136,7 @@ impl Settings {
     }
 
     pub fn uses_tls(&self) -> bool {
-        self.urls.iter().any(|url| url.scheme == Scheme::Tls)
+        self.urls.iter().any(|url| url.scheme.is_tls())
     }
 }
 

@@ -14,7 +14,7 @@ use super::dial::dial;
 use super::handshake::{Unwelcome, greet};
 use super::settings::VersionChoice;
 use super::stream::{End, Stream};
-use super::url::{Scheme, Url};
+use super::url::Url;
 use super::words::{self, Who};
 use super::{Stop, Upstream, becomes};
 use crate::message::{Message, QoS};
@@ -214,11 +214,12 @@ impl<'a> Uplink<'a> {
         let (settings, shared) = (&upstream.settings, &upstream.shared);
         let who = Who { client_id: &upstream.rules.client_id, username: settings.username.as_deref() };
         let deadline = Instant::now() + settings.connect_timeout;
-        if url.scheme == Scheme::Tls {
+        if url.scheme.is_tls() {
             self.load_tls().map_err(Attempt::Failed)?;
         }
-        let (mut transport, address) =
-            dial(url, self.tls.as_ref(), settings.connect_timeout).await.map_err(|error| Attempt::Failed(error.0))?;
+        let (mut transport, address) = dial(url, self.tls.as_ref(), settings.connect_timeout, settings.max_packet_size)
+            .await
+            .map_err(|error| Attempt::Failed(error.0))?;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let greeted = match greet(&mut transport, self.options(), left).await {
             Ok(greeted) => greeted,

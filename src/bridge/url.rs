@@ -1,4 +1,4 @@
-//! The address of an upstream: `mqtt://host`, `mqtts://host:port`. Pure.
+//! The address of an upstream: `mqtt://host`, `mqtts://host:port`, `wss://host/path`. Pure.
 
 use std::fmt;
 
@@ -11,6 +11,8 @@ pub struct Url {
     /// A DNS name or an IP address; an IPv6 address without its brackets.
     pub host: String,
     pub port: u16,
+    /// What WebSocket asks for, from `/` on; empty for the others.
+    pub path: String,
 }
 
 /// How bytes travel.
@@ -20,6 +22,10 @@ pub enum Scheme {
     Tcp,
     /// `mqtts://`: TLS over TCP.
     Tls,
+    /// `ws://`: WebSocket over TCP.
+    WebSocket,
+    /// `wss://`: WebSocket over TLS.
+    SecureWebSocket,
 }
 
 impl Scheme {
@@ -28,6 +34,8 @@ impl Scheme {
         match self {
             Self::Tcp => "mqtt",
             Self::Tls => "mqtts",
+            Self::WebSocket => "ws",
+            Self::SecureWebSocket => "wss",
         }
     }
 
@@ -36,12 +44,23 @@ impl Scheme {
         match self {
             Self::Tcp => 1883,
             Self::Tls => 8883,
+            Self::WebSocket => 80,
+            Self::SecureWebSocket => 443,
         }
+    }
+
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::SecureWebSocket)
+    }
+
+    pub fn is_web_socket(self) -> bool {
+        matches!(self, Self::WebSocket | Self::SecureWebSocket)
     }
 }
 
 impl Url {
-    /// Parses what an operator writes: `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`.
+    /// Parses what an operator writes: `mqtt://HOST[:PORT]`, `mqtts://HOST[:PORT]`, `ws://HOST[:PORT]/PATH` or
+    /// `wss://HOST[:PORT]/PATH`.
     ///
     /// # Errors
     /// [`UrlError`] says what to write instead.
@@ -53,13 +72,21 @@ impl Url {
             "tcp" => return Err(UrlError::Scheme { given: "tcp", instead: "mqtt" }),
             "ssl" => return Err(UrlError::Scheme { given: "ssl", instead: "mqtts" }),
             "tls" => return Err(UrlError::Scheme { given: "tls", instead: "mqtts" }),
-            "ws" | "wss" => return Err(UrlError::WebSocket),
+            "ws" => Scheme::WebSocket,
+            "wss" => Scheme::SecureWebSocket,
             _ => return Err(UrlError::UnknownScheme),
         };
         if rest.contains('@') {
             return Err(UrlError::Credentials);
         }
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (rest, path) = match rest.find('/').filter(|_| scheme.is_web_socket()) {
+            Some(slash) => rest.split_at(slash),
+            None if scheme.is_web_socket() => (rest, "/"),
+            None => (rest.strip_suffix('/').unwrap_or(rest), ""),
+        };
+        if path.contains(|c: char| c == '#' || !c.is_ascii_graphic()) {
+            return Err(UrlError::WebPath);
+        }
         if rest.contains(['/', '?', '#']) {
             return Err(UrlError::Path);
         }
@@ -82,29 +109,31 @@ impl Url {
             "" => scheme.default_port(),
             port => port.parse().ok().filter(|port| *port != 0).ok_or(UrlError::Port)?,
         };
-        Ok(Self { scheme, host: host.into(), port })
+        Ok(Self { scheme, host: host.into(), port, path: path.into() })
     }
 }
 
 /// The spelling that [`Url::parse`] reads, always with its port.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { scheme, host, port } = self;
+        let Self { scheme, host, port, path } = self;
         let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{}://{open}{host}{close}:{port}", scheme.name())
+        write!(f, "{}://{open}{host}{close}:{port}{path}", scheme.name())
     }
 }
 
 /// What is wrong with an upstream's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum UrlError {
-    #[error("an upstream's address begins with `mqtt://` or, over TLS, `mqtts://`")]
+    #[error(
+        "an upstream's address begins with `mqtt://` or, over TLS, `mqtts://`; with WebSocket, `ws://` or `wss://`"
+    )]
     NoScheme,
     #[error("write `{instead}://` in place of `{given}://`")]
     Scheme { given: &'static str, instead: &'static str },
-    #[error("MQTT over WebSocket is not available for upstreams; use `mqtt://` or `mqtts://`")]
-    WebSocket,
-    #[error("the scheme is none of `mqtt://` and `mqtts://`")]
+    #[error("the path of a WebSocket address is ASCII without spaces or `#`; write other characters as `%XX`")]
+    WebPath,
+    #[error("the scheme is none of `mqtt://`, `mqtts://`, `ws://` and `wss://`")]
     UnknownScheme,
     #[error(
         "user name and password do not belong into the address, which is shown in logs; use `username` and `password`"
@@ -132,6 +161,8 @@ mod tests {
         check("mqtts://10.0.0.7:443", "mqtts://10.0.0.7:443");
         check("mqtt://[::1]", "mqtt://[::1]:1883");
         check("mqtts://[2001:db8::1]:8884", "mqtts://[2001:db8::1]:8884");
+        check("ws://broker", "ws://broker:80/");
+        check("wss://[::1]/mqtt?a=b", "wss://[::1]:443/mqtt?a=b");
         assert_eq!(Url::parse("mqtt://[::1]:7").unwrap().host, "::1");
     }
 
@@ -140,7 +171,8 @@ mod tests {
         let check = |text: &str, expected| assert_eq!(Url::parse(text).unwrap_err(), expected, "{text}");
         check("broker:1883", UrlError::NoScheme);
         check("ssl://broker", UrlError::Scheme { given: "ssl", instead: "mqtts" });
-        check("wss://broker", UrlError::WebSocket);
+        check("wss://broker/a b", UrlError::WebPath);
+        check("ws://broker?x", UrlError::Path);
         check("http://broker", UrlError::UnknownScheme);
         check("mqtt://me:secret@broker", UrlError::Credentials);
         check("mqtt://broker/mqtt", UrlError::Path);

@@ -447,7 +447,7 @@ fn an_upstream_says_what_cannot_work() {
   - { name: c, url: mqtts://h, password: x, version: 3.1.1, out: [ { filter: '#' } ], tls: { key: k.pem } }
 ",
         "
-error: `url` must be `mqtts://HOST`, `mqtts://HOST:PORT` or, unencrypted, `mqtt://…`
+error: `url` must be `mqtts://HOST[:PORT]`, `wss://HOST[:PORT]/PATH` or, unencrypted, `mqtt://…`, `ws://…`
  --> fieldgate.yaml:2:21
   |
 2 |   - { name: a, url: ssl://h, out: [ { filter: '#', remote_prefix: plant } ] }

@@ -23,7 +23,7 @@ words!(Retain, "what becomes of the retain flag", "as_published" => Retain::AsPu
 words!(Provenance, "what messages say of their origin", "omit" => Provenance::Omit, "add" => Provenance::Add);
 
 impl Scalar for Url {
-    const SHAPE: &'static str = "`mqtts://HOST`, `mqtts://HOST:PORT` or, unencrypted, `mqtt://…`";
+    const SHAPE: &'static str = "`mqtts://HOST[:PORT]`, `wss://HOST[:PORT]/PATH` or, unencrypted, `mqtt://…`, `ws://…`";
     fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
         Self::parse(text).map_err(|error| error.to_string())
     }
@@ -135,7 +135,7 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
 
 /// Stands in where the URL is missing, so that the other keys are read all the same.
 fn placeholder() -> Url {
-    Url { scheme: crate::bridge::url::Scheme::Tls, host: String::new(), port: 0 }
+    Url { scheme: crate::bridge::url::Scheme::Tls, host: String::new(), port: 0, path: String::new() }
 }
 
 fn rules(table: &mut Table<'_>, key: &'static str, meaning: &'static str, gateway: &str) -> Vec<RuleSettings> {

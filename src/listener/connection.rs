@@ -24,12 +24,12 @@ use super::counters::Admitted;
 use super::login::{self, LoggedIn};
 use super::output::{Output, Unwritten};
 use super::stream::Stream;
-use super::websocket::WebSocket;
 use super::{Shared, Transport};
 use crate::hub::{Fate, Link, Outbound};
 use crate::proto::mqtt::server::{Accept, ConnectRequest, Expiry, Server};
 use crate::proto::mqtt::{ProtocolError, ReasonCode};
 use crate::store::Receipt;
+use crate::websocket::WebSocket;
 
 /// The buffer one read goes into.
 const INPUT_BYTES: usize = 64 * 1024;

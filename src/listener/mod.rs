@@ -12,7 +12,6 @@ mod login;
 mod output;
 mod stream;
 mod throttle;
-mod websocket;
 
 use std::fmt;
 use std::io;

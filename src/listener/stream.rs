@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use super::websocket::WebSocket;
+use crate::websocket::WebSocket;
 
 /// A connection's stream. The rarer ones are boxed so that the common one stays small.
 pub(super) enum Stream {

@@ -35,6 +35,10 @@ struct Cloud {
 
 impl Cloud {
     async fn start() -> Self {
+        Self::start_over(listener::Transport::Mqtt).await
+    }
+
+    async fn start_over(transport: listener::Transport) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let hub = hub_in_memory();
         let now = hub.clock().now();
@@ -42,6 +46,7 @@ impl Cloud {
         let issued = authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, now).unwrap();
         let settings = listener::Settings {
             tls: Some(issued.server_settings()),
+            transport,
             ..listener::Settings::new("cloud", "127.0.0.1:0".parse().unwrap())
         };
         let listener = Listener::bind(settings, hub.clone()).await.unwrap();
@@ -59,7 +64,7 @@ impl Cloud {
 
     /// Settings of an upstream that reaches this cloud over `line`.
     fn upstream(&self, line: &Line) -> Settings {
-        let url = Url { scheme: Scheme::Tls, host: "localhost".into(), port: line.address.port() };
+        let url = Url { scheme: Scheme::Tls, host: "localhost".into(), port: line.address.port(), path: String::new() };
         Settings {
             outgoing: vec![rule("devices/#", QoS::ExactlyOnce)],
             incoming: vec![rule("devices/+/+/set", QoS::ExactlyOnce)],
@@ -273,5 +278,32 @@ async fn a_half_open_line_is_noticed_by_its_silence() {
     line.shared.is_dead.store(false, Ordering::Relaxed);
     line.cut();
     gateway.connected().await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn messages_go_up_over_websocket_and_a_wrong_port_says_what_to_check() {
+    let mut cloud = Cloud::start_over(listener::Transport::WebSocket).await;
+    let line = Line::reliable_to(cloud.address).await;
+    let url =
+        |scheme, path: &str| Url { scheme, host: "localhost".into(), port: line.address.port(), path: path.into() };
+    let secure = Settings { urls: vec![url(Scheme::SecureWebSocket, "/mqtt")], ..cloud.upstream(&line) };
+    let mut gateway = Gateway::on(hub_in_memory(), secure);
+    gateway.publish("devices/m/v", &"x".repeat(200_000), QoS::ExactlyOnce).await;
+    gateway.publish("devices/m/v", "2", QoS::AtLeastOnce).await;
+    let arrived = cloud.arrivals(|arrived| arrived.len() == 2).await;
+    assert_eq!((arrived[0].1.len(), arrived[1].1.as_str()), (200_000, "2"));
+    gateway.drained().await;
+    gateway.stop().await;
+
+    // MQTT where WebSocket is asked for.
+    let other = Cloud::start().await;
+    let line = Line::reliable_to(other.address).await;
+    let port = line.address.port();
+    let url = Url { scheme: Scheme::SecureWebSocket, host: "localhost".into(), port, path: "/".into() };
+    let gateway = Gateway::on(hub_in_memory(), Settings { urls: vec![url], ..other.upstream(&line) });
+    until("the reason is told", || gateway.reason().is_some()).await;
+    let reason = gateway.reason().unwrap();
+    assert!(reason.contains("does not speak MQTT over WebSocket there"), "{reason}");
     gateway.stop().await;
 }

@@ -44,7 +44,7 @@ impl Site {
 
     /// Settings of an upstream that reaches this site, with no prefix that could keep topics apart.
     fn upstream(&self, version: VersionChoice) -> Settings {
-        let url = Url { scheme: Scheme::Tcp, host: "127.0.0.1".into(), port: self.address.port() };
+        let url = Url { scheme: Scheme::Tcp, host: "127.0.0.1".into(), port: self.address.port(), path: String::new() };
         Settings {
             version,
             outgoing: vec![everything()],

@@ -90,7 +90,7 @@ impl Peer {
 
     pub fn url(&self) -> Url {
         let scheme = if self.tls.is_some() { Scheme::Tls } else { Scheme::Tcp };
-        Url { scheme, host: "127.0.0.1".into(), port: self.address().port() }
+        Url { scheme, host: "127.0.0.1".into(), port: self.address().port(), path: String::new() }
     }
 
     /// The next connection; it has said nothing yet.
