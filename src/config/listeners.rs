@@ -101,6 +101,14 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
         let unix = table.value::<PathBuf>("unix", "The path of a Unix socket, instead of an address.").optional();
         let transport = table.value("protocol", "`websockets` is for browsers.").or(Transport::Mqtt);
         let tls = table.optional("tls", "Encrypt, with this certificate.", tls::server);
+        let meaning = "The user name is the common name of the client's certificate; needs `tls` with `client_ca`.";
+        let identity_place = table.place_of("use_identity_as_username");
+        let certificate_users = table.value("use_identity_as_username", meaning).or(false);
+        let shown = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some() && tls.require_client_certificate);
+        if let (Some(place), true, false) = (identity_place, certificate_users, shown) {
+            let report = Report::error(place, "`use_identity_as_username` needs clients that show a certificate");
+            table.report(report.help("add `client_ca:` to the listener's `tls`, and leave `require_certificate` on"));
+        }
         let max_connections = table
             .value("max_connections", "Connections at a time, where it differs from `limits`.")
             .range(1..=1_000_000)
@@ -120,6 +128,7 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
             address: address?,
             transport,
             tls,
+            certificate_users,
             max_connections,
             limits: limits.limits.clone(),
             addresses: limits.addresses.clone(),

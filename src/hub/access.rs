@@ -118,17 +118,19 @@ impl Pattern {
 pub struct Identity {
     pub user: Option<Arc<str>>,
     trusted: bool,
+    /// Its name rests on something else than the list of users.
+    certified: bool,
 }
 
 impl Identity {
     /// The gateway itself: adapters, bridge, web UI. No rule binds it.
     pub fn gateway() -> Self {
-        Self { user: None, trusted: true }
+        Self { user: None, trusted: true, certified: false }
     }
 
-    /// A client, with the user it proved to be when it first attached, as the journal kept it.
-    pub(super) fn user(user: Option<Arc<str>>) -> Self {
-        Self { user, trusted: false }
+    /// A client whose certificate, which the listener has checked, says that it is `user`.
+    pub fn certified(user: Arc<str>) -> Self {
+        Self { user: Some(user), trusted: false, certified: true }
     }
 }
 
@@ -181,7 +183,7 @@ impl Access {
                 Anonymous::Always => true,
             };
             return if allowed {
-                Ok(Identity { user: None, trusted: false })
+                Ok(Identity { user: None, trusted: false, certified: false })
             } else {
                 Err(AuthError::AnonymousRefused)
             };
@@ -191,14 +193,21 @@ impl Access {
         let hash = known.map_or(decoy, |(_, hash)| hash);
         let verified = verify_password(password.unwrap_or_default(), hash);
         match known {
-            Some((name, _)) if verified => Ok(Identity { user: Some(name.clone()), trusted: false }),
+            Some((name, _)) if verified => Ok(Identity { user: Some(name.clone()), trusted: false, certified: false }),
             _ => Err(AuthError::BadCredentials),
         }
     }
 
+    /// A client, with the user it proved to be when it first attached, as the journal kept it.
+    pub(super) fn restore(&self, user: Option<Arc<str>>) -> Identity {
+        // Whom the list does not know can come back with a certificate only.
+        let certified = user.as_ref().is_some_and(|user| !self.users.contains_key(user));
+        Identity { user, trusted: false, certified }
+    }
+
     /// Whether a client that was let in before would still be, as far as its user goes.
     pub(super) fn knows(&self, identity: &Identity) -> bool {
-        identity.user.as_ref().is_none_or(|user| self.users.contains_key(user))
+        identity.certified || identity.user.as_ref().is_none_or(|user| self.users.contains_key(user))
     }
 
     /// What one client may do.
@@ -391,14 +400,14 @@ mod tests {
             ],
             ..Settings::default()
         });
-        let ann = Identity { user: Some("ann".into()), trusted: false };
+        let ann = Identity { user: Some("ann".into()), trusted: false, certified: false };
         let rights = access.rights(&ann, "c1");
         assert!(rights.may_read("public/x") && rights.may_read("home/ann/a/b") && rights.may_write("raw/c1"));
         assert!(!rights.may_read("home/bob/x") && !rights.may_write("home/ann/a/b") && !rights.may_write("public/x"));
         let filter = |text: &str| rights.may_subscribe(&TopicFilter::new(text).unwrap());
         assert!(filter("#") && filter("home/+/a") && filter("public/+/x"));
         assert!(!filter("private/#") && !filter("home/bob/#") && !filter("$SYS/#"));
-        let nobody = access.rights(&Identity { user: None, trusted: false }, "x");
+        let nobody = access.rights(&Identity { user: None, trusted: false, certified: false }, "x");
         assert!(nobody.may_read("public/x") && !nobody.may_read("home/ann/x"));
         assert!(access.rights(&Identity::gateway(), "x").may_write("anything"));
     }

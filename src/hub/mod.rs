@@ -128,8 +128,11 @@ impl Hub {
             warn!(session = record.id.0, face = record.face, "stored session of an unknown kind is left alone");
             return;
         };
-        let identity =
-            if matches!(face, Face::Mqtt | Face::MqttSn) { Identity::user(record.user) } else { Identity::gateway() };
+        let identity = if matches!(face, Face::Mqtt | Face::MqttSn) {
+            self.access().restore(record.user)
+        } else {
+            Identity::gateway()
+        };
         let rights = self.access().rights(&identity, &record.client_id);
         let queue = Queue::restored(record.id, stored.queue, self.0.limits.window(face));
         // An upstream brings its own limits when it attaches; until then nothing may be lost for those of others.

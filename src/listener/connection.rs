@@ -29,6 +29,7 @@ use crate::hub::{Fate, Link, Outbound};
 use crate::proto::mqtt::server::{Accept, ConnectRequest, Expiry, Server};
 use crate::proto::mqtt::{ProtocolError, ReasonCode};
 use crate::store::Receipt;
+use crate::tls::common_name;
 use crate::websocket::WebSocket;
 
 /// The buffer one read goes into.
@@ -81,6 +82,8 @@ pub(super) struct Connection {
     pub peer: Box<str>,
     /// `None` for a Unix socket's peer.
     address: Option<IpAddr>,
+    /// The common name of its certificate, where the listener wants to know.
+    certificate_user: Option<Arc<str>>,
 }
 
 /// What a turn led to.
@@ -116,8 +119,8 @@ pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Adm
         Accepted::Unix(_) => "unix".into(),
     };
     // Boxed: what a handshake needs should not stay with an idle connection.
-    let stream = match Box::pin(timeout_at(deadline, shake_hands(accepted, &shared))).await {
-        Ok(Ok(stream)) => stream,
+    let (stream, certificate_user) = match Box::pin(timeout_at(deadline, shake_hands(accepted, &shared))).await {
+        Ok(Ok(shaken)) => shaken,
         failed => {
             shared.counters.failed_handshakes.fetch_add(1, Ordering::Relaxed);
             let error = match failed {
@@ -129,13 +132,15 @@ pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Adm
         }
     };
     let mut connection = Connection::new(stream, shared, peer, address);
+    connection.certificate_user = certificate_user;
     let end = connection.live().await;
     Box::pin(connection.finish(end)).await;
     drop(admitted);
 }
 
-/// TLS and WebSocket, where there are any.
-async fn shake_hands(accepted: Accepted, shared: &Shared) -> io::Result<Stream> {
+/// TLS and WebSocket, where there are any; and who the client's certificate says it is, where that counts.
+async fn shake_hands(accepted: Accepted, shared: &Shared) -> io::Result<(Stream, Option<Arc<str>>)> {
+    let mut certificate_user = None;
     let stream = match accepted {
         Accepted::Unix(stream) => Stream::Unix(stream),
         Accepted::Tcp(stream, _) => {
@@ -144,16 +149,22 @@ async fn shake_hands(accepted: Accepted, shared: &Shared) -> io::Result<Stream> 
                 None => Stream::Tcp(stream),
                 Some(tls) => {
                     let acceptor = tokio_rustls::TlsAcceptor::from(tls.config());
-                    Stream::Tls(Box::new(acceptor.accept(stream).await?))
+                    let stream = acceptor.accept(stream).await?;
+                    if shared.certificate_users {
+                        let chain = stream.get_ref().1.peer_certificates();
+                        let own = chain.and_then(|chain| chain.first());
+                        certificate_user = own.and_then(|own| common_name(own)).map(Arc::from);
+                    }
+                    Stream::Tls(Box::new(stream))
                 }
             }
         }
     };
     match shared.transport {
-        Transport::Mqtt => Ok(stream),
+        Transport::Mqtt => Ok((stream, certificate_user)),
         Transport::WebSocket => {
             let socket = WebSocket::accept(stream, shared.limits.max_packet_size).await?;
-            Ok(Stream::WebSocket(Box::new(socket)))
+            Ok((Stream::WebSocket(Box::new(socket)), certificate_user))
         }
     }
 }
@@ -174,6 +185,7 @@ impl Connection {
             awaits_stop: false,
             peer,
             address,
+            certificate_user: None,
             shared,
         }
     }
@@ -193,7 +205,8 @@ impl Connection {
 
     async fn log_in(&mut self, request: ConnectRequest) -> Result<(), End> {
         let deadline = self.server.deadline().map_or_else(Instant::now, Instant::from_std);
-        let decision = login::log_in(&self.shared, request, &self.peer, self.address);
+        let certificate_user = self.certificate_user.take();
+        let decision = login::log_in(&self.shared, request, &self.peer, self.address, certificate_user);
         let Ok(decision) = timeout_at(deadline, decision).await else {
             let what = "the login took too long";
             return Err(End::Protocol(ProtocolError { reason: ReasonCode::ServerBusy, what }));

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -29,16 +30,23 @@ pub(super) struct Refused {
 }
 
 /// Checks the credentials of `request` and attaches its session. `peer` is for people; `address` is where it
-/// is, `None` for a Unix socket.
+/// is, `None` for a Unix socket; `certificate_user` counts where the listener goes by certificates.
 pub(super) async fn log_in(
     shared: &Shared,
     request: ConnectRequest,
     peer: &str,
     address: Option<IpAddr>,
+    certificate_user: Option<Arc<str>>,
 ) -> Result<LoggedIn, Refused> {
     let ConnectRequest { client_id, clean_start, expiry, receive_maximum, will, user_name, password, version, .. } =
         request;
-    let identity = authenticate(shared, user_name, password, address).await.inspect_err(|refused| {
+    let identity = if shared.certificate_users {
+        let what = "the client's certificate has no common name, which is the user name here";
+        certificate_user.map(Identity::certified).ok_or(Refused { reason: ReasonCode::BadUserNameOrPassword, what })
+    } else {
+        authenticate(shared, user_name, password, address).await
+    };
+    let identity = identity.inspect_err(|refused| {
         shared.counters.failed_logins.fetch_add(1, Ordering::Relaxed);
         info!(listener = shared.name, peer, client = &*client_id, "login refused: {}", refused.what);
     })?;

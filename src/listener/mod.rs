@@ -43,6 +43,9 @@ pub struct Settings {
     pub transport: Transport,
     /// `None` for no TLS.
     pub tls: Option<ServerSettings>,
+    /// The user name is the common name of the client's certificate, whatever the CONNECT says; without one no client
+    /// is let in.
+    pub certificate_users: bool,
     /// Connections at a time; more are closed as soon as they are accepted.
     pub max_connections: usize,
     /// What one connection may do, and how long it may take to send its CONNECT, the TLS handshake included.
@@ -59,6 +62,7 @@ impl Settings {
             address: Address::Tcp(address),
             transport: Transport::Mqtt,
             tls: None,
+            certificate_users: false,
             max_connections: 10_000,
             limits: server::Settings::default(),
             addresses: AddressLimits::default(),
@@ -115,6 +119,7 @@ struct Shared {
     limits: Arc<server::Settings>,
     max_connections: usize,
     throttle: Throttle,
+    certificate_users: bool,
     tls: Option<ServerTls>,
     counters: Counters,
     /// Checking a password takes much memory and time (argon2): only so many at once.
@@ -135,7 +140,8 @@ impl Listener {
     /// # Errors
     /// [`BindError`] names the address or file and what to do.
     pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
-        let Settings { name, address, transport, tls, max_connections, limits, addresses } = settings;
+        let Settings { name, address, transport, tls, certificate_users, max_connections, limits, addresses } =
+            settings;
         let tls = match tls.map(ServerTls::open).transpose() {
             Ok(tls) => tls,
             Err(source) => return Err(BindError::Tls { name, source }),
@@ -165,6 +171,7 @@ impl Listener {
             limits: Arc::new(limits),
             max_connections,
             throttle: Throttle::new(addresses),
+            certificate_users,
             tls,
             logins: Arc::new(Semaphore::new(MAX_LOGINS_AT_A_TIME)),
             stopping: AtomicBool::new(false),

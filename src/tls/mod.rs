@@ -8,6 +8,7 @@ pub mod explain;
 pub mod issue;
 mod live;
 mod pem;
+mod subject;
 mod validity;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use thiserror::Error;
 
 use crate::clock::UnixMillis;
 pub use live::{CHECK_INTERVAL, EXPIRY_NOTICE, Live, Source};
+pub use subject::common_name;
 
 /// The live TLS configuration of a listener.
 pub type ServerTls = Live<ServerSettings>;

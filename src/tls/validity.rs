@@ -18,14 +18,14 @@ pub(super) fn not_after(certificate: &[u8]) -> Option<UnixMillis> {
     time(not_after).map(|(time, _)| time)
 }
 
-const INTEGER: u8 = 0x02;
+pub(super) const INTEGER: u8 = 0x02;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
-const SEQUENCE: u8 = 0x30;
-const CONTEXT_0: u8 = 0xa0;
+pub(super) const SEQUENCE: u8 = 0x30;
+pub(super) const CONTEXT_0: u8 = 0xa0;
 
 /// The content of the element of type `tag` at the start of `der`, and what follows it.
-fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+pub(super) fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (&found, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;
     if found != tag {

@@ -208,3 +208,36 @@ def test_password_and_acl_files_of_mosquitto(gateway):
         assert time.monotonic() < deadline, gateway.log.read_text()
         time.sleep(0.05)
     assert receiving.lines() == ["home/x 4 0 0", "home/y 5 0 0"]
+
+
+def test_the_common_name_of_a_certificate_is_the_user(gateway):
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=gateway.directory)
+
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *new_key, "-days", "2", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem")
+    # Without an extension it would be a certificate of version 1, which rustls refuses.
+    (gateway.directory / "extensions").write_text("basicConstraints=CA:FALSE\n")
+    for name, subject in [("ann", "/O=Works/CN=ann"), ("nobody", "/O=Works")]:
+        openssl("req", *new_key, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+                "-extfile", "extensions", "-out", f"{name}.pem")
+    config = gateway.config.read_text().replace(
+        "key: key.pem }", "key: key.pem, client_ca: ca.pem }, use_identity_as_username: true")
+    gateway.config.write_text(config + "acl:\n  - { for: everyone, read: [\"#\"], write: [\"home/%u\"] }\n")
+    gateway.stop()
+    gateway.start()
+    receiving = gateway.subscribe("home/+", 1)
+
+    def publish(topic, *options):
+        command = ["mosquitto_pub", "-h", "localhost", "-p", str(gateway.tls_port), "--cafile", "cert.pem", "-q", "1",
+                   "-t", topic, "-m", "x", *options]
+        return subprocess.run(command, timeout=PATIENCE, capture_output=True, cwd=gateway.directory).returncode
+
+    assert publish("home/ann") != 0, "a client without a certificate"
+    # Return code 4: bad user name or password.
+    assert publish("home/", "--cert", "nobody.pem", "--key", "nobody.key") == 4
+    ann = ["--cert", "ann.pem", "--key", "ann.key", "-u", "bob", "-P", "x"]
+    assert publish("home/bob", *ann) == 0
+    assert publish("home/ann", *ann) == 0
+    assert receiving.lines() == ["home/ann x 0 0"]

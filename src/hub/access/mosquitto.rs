@@ -253,7 +253,7 @@ bob:$6$Vjtl5b0Kxp9BADwc$z8pp6TbiD34mYhP+tEBVUWKJXQVRjVfHhEH7GYyz1qnTe3n+Z+dnC5Mp
 
     fn rights(text: &str, user: Option<&str>, client: &str) -> super::super::Rights {
         let access = Access::new(Settings { rules: parse_rules(text).unwrap(), ..Settings::default() });
-        access.rights(&Identity { user: user.map(Into::into), trusted: false }, client)
+        access.rights(&Identity { user: user.map(Into::into), trusted: false, certified: false }, client)
     }
 
     #[test]
