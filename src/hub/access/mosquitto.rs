@@ -164,7 +164,7 @@ impl Hash {
 
 /// Base64 with padding (RFC 4648 §4).
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     let digits = text.trim_end_matches('=');
