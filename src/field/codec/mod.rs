@@ -647,7 +647,7 @@ mod tests {
     #[tokio::test]
     async fn a_script_that_hangs_in_a_built_in_is_given_up_and_used_again_when_it_returns() {
         let source = "function decodeUplink(input) {
-            if (input.bytes.length) new Array(3e7).join('');
+            if (input.bytes.length) new Array(3e8).join('');
             return { data: { ok: true } } }";
         let codec = load(source).unwrap();
         let hang = codec.decode(&uplink(b"x")).await;
