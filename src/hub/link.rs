@@ -588,11 +588,6 @@ impl Link {
         }
     }
 
-    /// Messages waiting or unacknowledged in the session's queue.
-    pub fn queued(&self) -> u64 {
-        self.session.state.lock().queue.len()
-    }
-
     /// Ends the connection in good order (DISCONNECT). `expiry` changes how long the session is kept from now on.
     pub fn detach(mut self, publish_will: bool, expiry: Option<SessionExpiry>) {
         self.flush();

@@ -237,6 +237,7 @@ impl Hub {
             }
             if resume {
                 drop(state);
+                *known.rights.write() = self.access().rights(&known.identity, &known.client_id);
                 resumed = Some(known);
             } else {
                 orphans = self.end(&known, &mut state);
@@ -254,8 +255,6 @@ impl Hub {
                 session
             }
         };
-        let rights = self.access().rights(&session.identity, &session.client_id);
-        *session.rights.write() = rights;
         let number = self.0.next_attachment.fetch_add(1, Ordering::Relaxed);
         let window = request.receive_maximum.min(self.0.limits.window(request.face)).max(1);
         let attachment = Arc::new(Attachment::new(number, now, request.peer, window));

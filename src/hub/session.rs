@@ -238,8 +238,11 @@ impl Session {
             submit(store, ops, due);
         }
         let backlog = state.queue.backlog();
-        let half = QueueLimits { max_messages: limits.max_messages / 2, max_bytes: limits.max_bytes / 2, ..limits };
-        let has_room = !state.queue.is_full(0, &half);
+        // Asked only to end an episode of losses, which most queues never have.
+        let has_room = self.overflow.load(Ordering::Relaxed) > 0 && {
+            let half = QueueLimits { max_messages: limits.max_messages / 2, max_bytes: limits.max_bytes / 2, ..limits };
+            !state.queue.is_full(0, &half)
+        };
         drop(state);
         if connected {
             self.signal.raise();
@@ -260,7 +263,7 @@ impl Session {
                 let (max_messages, max_bytes) = (limits.max_messages, limits.max_bytes);
                 error!(face, %client_id, max_messages, max_bytes, "a queue is full, messages are given up");
             }
-        } else if has_room && self.overflow.load(Ordering::Relaxed) > 0 {
+        } else if has_room {
             let lost = self.overflow.swap(0, Ordering::Relaxed);
             warn!(face, %client_id, lost, "the queue has room again");
         }
