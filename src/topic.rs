@@ -4,10 +4,14 @@
 //! subscription wants. Both are checked once, when they are made, and are cheap to clone. What a client may
 //! use is the business of `hub::access`, how deep a topic may be that of `hub::Limits`.
 
+mod template;
+
 use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
+
+pub use template::{Template, TemplateError};
 
 /// The longest topic MQTT can carry: a UTF-8 string has a two-octet length (MQTT 5.0 §1.5.4).
 pub const MAX_TOPIC_BYTES: usize = 65_535;

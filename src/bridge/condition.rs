@@ -120,11 +120,21 @@ pub enum DropReason {
     NotTaken,
     /// It has crossed as many bridges as `max_hops` allows: it goes in circles.
     Looped,
+    /// Older than its rule's `message_expiry`, or its own, allows.
+    Expired,
 }
 
 impl DropReason {
-    const ALL: [Self; 7] =
-        [Self::TooLarge, Self::TopicTooLong, Self::NoRule, Self::Refused, Self::Unwanted, Self::NotTaken, Self::Looped];
+    const ALL: [Self; 8] = [
+        Self::TooLarge,
+        Self::TopicTooLong,
+        Self::NoRule,
+        Self::Refused,
+        Self::Unwanted,
+        Self::NotTaken,
+        Self::Looped,
+        Self::Expired,
+    ];
 
     /// The label in metrics.
     pub fn name(self) -> &'static str {
@@ -136,6 +146,7 @@ impl DropReason {
             Self::Unwanted => "unwanted",
             Self::NotTaken => "not_taken",
             Self::Looped => "looped",
+            Self::Expired => "expired",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tracing::{error, warn};
@@ -106,7 +106,9 @@ impl Inbound<'_, '_> {
                 (ReasonCode::Success, None)
             }
             Ok(rule) => {
-                marks::set_hops(properties.get_or_insert_default(), hops + 1);
+                let added = properties.get_or_insert_default();
+                rule.add_properties(publish.topic, added);
+                marks::set_hops(added, hops + 1);
                 let outcome = self.link.publish(hub::Publish {
                     topic: self.topic,
                     // A copy: commands are small, and must not keep the read buffer.
@@ -115,7 +117,7 @@ impl Inbound<'_, '_> {
                     retain: publish.retain && rule.retain == Retain::AsPublished,
                     packet_id: publish.packet_id,
                     properties,
-                    expiry_interval: publish.properties.message_expiry(),
+                    expiry_interval: rule.remaining_expiry(publish.properties.message_expiry(), Duration::ZERO),
                 });
                 match outcome {
                     Outcome::Done { .. } => (ReasonCode::Success, None),

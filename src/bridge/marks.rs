@@ -11,6 +11,8 @@
 use crate::clock::UnixMillis;
 use crate::message::Properties;
 
+/// What all names that the bridge writes begin with.
+pub(super) const PREFIX: &str = "fieldgate-";
 /// The user property with the number of bridges crossed, in decimal digits.
 pub(super) const HOPS: &str = "fieldgate-hops";
 
@@ -42,7 +44,8 @@ pub(super) fn set_hops(properties: &mut Properties, hops: u32) {
     set(properties, HOPS, &hops.to_string());
 }
 
-fn set(properties: &mut Properties, name: &str, value: &str) {
+/// Writes a user property, in place of those of the same name.
+pub(super) fn set(properties: &mut Properties, name: &str, value: &str) {
     properties.user_properties.retain(|(found, _)| **found != *name);
     properties.user_properties.push((name.into(), value.into()));
 }

@@ -116,13 +116,13 @@ impl Upstream {
     fn subscribe(&self, link: &mut Link) -> Result<(), BindError> {
         let rules = &self.rules.outgoing;
         for old in link.subscriptions() {
-            if old.group.is_some() || rules.iter().all(|rule| rule.local != old.filter) {
+            if old.group.is_some() || rules.iter().all(|rule| rule.filter != old.filter) {
                 link.unsubscribe(&old);
             }
         }
         for rule in rules.iter() {
             // Two rules may share a filter; the session then gets what the higher QoS lets through.
-            let same = rules.iter().filter(|other| other.local == rule.local);
+            let same = rules.iter().filter(|other| other.filter == rule.filter);
             let options = SubscribeOptions {
                 qos: same.map(|other| other.qos).max().unwrap_or(rule.qos),
                 no_local: true,
@@ -130,9 +130,9 @@ impl Upstream {
                 retain_handling: RetainHandling::SendIfNew,
                 identifier: None,
             };
-            let filter = SharedFilter { group: None, filter: rule.local.clone() };
+            let filter = SharedFilter { group: None, filter: rule.filter.clone() };
             link.subscribe(&filter, options)
-                .map_err(|source| BindError::Subscribe { filter: rule.local.to_string(), source })?;
+                .map_err(|source| BindError::Subscribe { filter: rule.filter.to_string(), source })?;
         }
         Ok(())
     }

@@ -1,28 +1,65 @@
 //! Which topics cross the bridge, under which names: the rules of one direction, as Mosquitto's `topic` lines. Pure.
 //!
 //! A rule's filter is what both sides have in common; each side has its own prefix before it. Going out, the local
-//! prefix is taken off and the remote one put before; coming in, the other way round. Where several rules match one
-//! topic, the first in the configuration decides.
+//! prefix is taken off and the remote one put before; coming in, the other way round. Or the name on the other side is
+//! made anew, from a template with what the filter's wildcards stand for. Where several rules match one topic, the first
+//! in the configuration decides.
+
+use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::message::QoS;
-use crate::topic::{MAX_TOPIC_BYTES, TopicError, TopicFilter};
+use super::marks;
+use crate::message::{Properties, QoS};
+use crate::topic::{MAX_TOPIC_BYTES, Template, TemplateError, TopicError, TopicFilter, TopicName};
 
 /// One rule as the operator wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleSettings {
-    /// What crosses, without either prefix. `{gateway}` stands for the gateway's name, here and in the prefixes.
+    /// What crosses, without either prefix. `{gateway}` stands for the gateway's name, in all texts of the rule.
     pub filter: String,
     /// The highest QoS at which it crosses.
     pub qos: QoS,
     pub retain: Retain,
-    /// Before the filter on this gateway, as in `line-3/`; empty for none.
-    pub local_prefix: String,
-    /// Before the filter on the upstream.
-    pub remote_prefix: String,
+    pub naming: Naming,
+    /// The longest that a message is worth delivering, from when this gateway accepted it; what is older is dropped and
+    /// counted. A message may say less itself.
+    pub message_expiry: Option<Duration>,
+    /// Put on each message, in place of those of the same name (MQTT 5.0). Values are templates, as names may be.
+    pub user_properties: Vec<(String, String)>,
     /// Out only: whether each message says where and when it comes from, in user properties (MQTT 5.0).
     pub provenance: Provenance,
+}
+
+impl RuleSettings {
+    /// The defaults for what matches `filter`: QoS 1, under the same name on both sides.
+    pub fn new(filter: &str) -> Self {
+        Self {
+            filter: filter.into(),
+            qos: QoS::AtLeastOnce,
+            retain: Retain::AsPublished,
+            naming: Naming::Prefixes { local: String::new(), remote: String::new() },
+            message_expiry: None,
+            user_properties: Vec::new(),
+            provenance: Provenance::Omit,
+        }
+    }
+
+    /// The same rule with `prefix` before the filter on the upstream.
+    #[must_use]
+    pub fn under(mut self, prefix: &str) -> Self {
+        self.naming = Naming::Prefixes { local: String::new(), remote: prefix.into() };
+        self
+    }
+}
+
+/// How a topic is called on the other side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// What stands before the filter on this gateway, as in `line-3/`, and on the upstream; empty for nothing.
+    Prefixes { local: String, remote: String },
+    /// The whole name on the side it goes to; see [`Template`].
+    Template(String),
 }
 
 /// What becomes of the retain flag on the way.
@@ -49,12 +86,18 @@ pub struct Rule {
     pub qos: QoS,
     pub retain: Retain,
     pub provenance: Provenance,
-    /// What matches on this gateway.
-    pub local: TopicFilter,
-    /// What matches on the upstream.
-    pub remote: TopicFilter,
-    local_prefix: Box<str>,
-    remote_prefix: Box<str>,
+    /// What it takes, as it is called on the side it comes from.
+    pub filter: TopicFilter,
+    message_expiry: Option<Duration>,
+    user_properties: Vec<(Box<str>, Template)>,
+    name: Name,
+}
+
+/// [`Naming`] in one direction, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Name {
+    Exchanged { strip: Box<str>, add: Box<str> },
+    Made(Template),
 }
 
 /// Which way a message goes.
@@ -66,51 +109,102 @@ pub enum Direction {
 
 /// The rules of one direction of one upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rules {
-    direction: Direction,
-    rules: Vec<Rule>,
-}
+pub struct Rules(Vec<Rule>);
 
 impl Rule {
     /// Checks `settings` for a gateway named `gateway`.
     ///
     /// # Errors
     /// [`RuleError`] names the part that no topic can hold.
-    pub fn new(settings: &RuleSettings, gateway: &str) -> Result<Self, RuleError> {
-        let RuleSettings { filter, qos, retain, local_prefix, remote_prefix, provenance } = settings;
-        let filter = expand(filter, gateway)?;
-        if [&filter, local_prefix, remote_prefix].iter().any(|text| text.starts_with("$share/")) {
-            return Err(RuleError::Shared);
-        }
-        let prefix = |text: &str, side| {
-            let text = expand(text, gateway)?;
-            if text.contains(['+', '#']) {
-                return Err(RuleError::WildcardInPrefix { side });
+    pub fn new(direction: Direction, settings: &RuleSettings, gateway: &str) -> Result<Self, RuleError> {
+        let filter = expand(&settings.filter, gateway)?;
+        let (filter, name) = match &settings.naming {
+            Naming::Prefixes { local, remote } => exchanged(direction, &filter, local, remote, gateway)?,
+            Naming::Template(template) => {
+                let filter = checked_filter(&filter)?;
+                let name = Template::parse(&template.replace("{gateway}", gateway), &filter)?;
+                // What is no topic name with the shortest levels is none with any.
+                let mut shortest = String::new();
+                name.fill(&filter, &filter.as_str().replace(['+', '#'], "x"), &mut shortest);
+                TopicName::check(&shortest).map_err(|source| RuleError::Name { text: template.clone(), source })?;
+                (filter, Name::Made(name))
             }
-            Ok(text)
         };
-        let local_prefix = prefix(local_prefix, "local_prefix")?;
-        let remote_prefix = prefix(remote_prefix, "remote_prefix")?;
-        let joined = |prefix: &str| {
-            // A `+` or `#` right behind a prefix without a slash would not fill its level any more.
-            TopicFilter::new(&format!("{prefix}{filter}")).map_err(|source| match source {
-                TopicError::WildcardInsideLevel if TopicFilter::new(&filter).is_ok() => {
-                    RuleError::NoSlash { prefix: prefix.into() }
-                }
-                source => RuleError::Topic { text: format!("{prefix}{filter}"), source },
-            })
+        let property = |(property, value): &(String, String)| {
+            if property.is_empty() || property.starts_with(marks::PREFIX) {
+                return Err(RuleError::Property { property: property.clone() });
+            }
+            Ok((property.as_str().into(), Template::parse(&value.replace("{gateway}", gateway), &filter)?))
         };
-        let (local, remote) = (joined(&local_prefix)?, joined(&remote_prefix)?);
         Ok(Self {
-            qos: *qos,
-            retain: *retain,
-            provenance: *provenance,
-            local,
-            remote,
-            local_prefix: local_prefix.into(),
-            remote_prefix: remote_prefix.into(),
+            qos: settings.qos,
+            retain: settings.retain,
+            provenance: settings.provenance,
+            message_expiry: settings.message_expiry,
+            user_properties: settings.user_properties.iter().map(property).collect::<Result<_, _>>()?,
+            filter,
+            name,
         })
     }
+
+    /// How much longer a message is worth delivering: `own` as it says itself, and at most this rule's time after it
+    /// was accepted, `age` ago.
+    pub fn remaining_expiry(&self, own: Option<Duration>, age: Duration) -> Option<Duration> {
+        let left = self.message_expiry.map(|expiry| expiry.saturating_sub(age));
+        [own, left].into_iter().flatten().min()
+    }
+
+    /// Puts this rule's user properties on a message that was published on `topic`.
+    pub fn add_properties(&self, topic: &str, properties: &mut Properties) {
+        for (name, template) in &self.user_properties {
+            let mut value = String::new();
+            template.fill(&self.filter, topic, &mut value);
+            marks::set(properties, name, &value);
+        }
+    }
+}
+
+/// The filter on the side that messages come from, and what is done to their names.
+fn exchanged(
+    direction: Direction,
+    filter: &str,
+    local: &str,
+    remote: &str,
+    gateway: &str,
+) -> Result<(TopicFilter, Name), RuleError> {
+    let prefix = |text: &str, side| {
+        let text = expand(text, gateway)?;
+        if text.contains(['+', '#']) {
+            return Err(RuleError::WildcardInPrefix { side });
+        }
+        Ok(text)
+    };
+    let joined = |prefix: &str| {
+        // A `+` or `#` right behind a prefix without a slash would not fill its level any more.
+        checked_filter(&format!("{prefix}{filter}")).map_err(|error| match error {
+            RuleError::Topic { source: TopicError::WildcardInsideLevel, .. } if TopicFilter::new(filter).is_ok() => {
+                RuleError::NoSlash { prefix: prefix.into() }
+            }
+            error => error,
+        })
+    };
+    if filter.starts_with("$share/") {
+        return Err(RuleError::Shared);
+    }
+    let (local, remote) = (prefix(local, "local_prefix")?, prefix(remote, "remote_prefix")?);
+    let (local_filter, remote_filter) = (joined(&local)?, joined(&remote)?);
+    let (filter, strip, add) = match direction {
+        Direction::Out => (local_filter, local, remote),
+        Direction::In => (remote_filter, remote, local),
+    };
+    Ok((filter, Name::Exchanged { strip: strip.into(), add: add.into() }))
+}
+
+fn checked_filter(text: &str) -> Result<TopicFilter, RuleError> {
+    if text.starts_with("$share/") {
+        return Err(RuleError::Shared);
+    }
+    TopicFilter::new(text).map_err(|source| RuleError::Topic { text: text.into(), source })
 }
 
 impl Rules {
@@ -119,16 +213,16 @@ impl Rules {
     /// # Errors
     /// The index of the first bad rule, and what is wrong with it.
     pub fn new(direction: Direction, settings: &[RuleSettings], gateway: &str) -> Result<Self, (usize, RuleError)> {
-        let rule = |(index, settings)| Rule::new(settings, gateway).map_err(|error| (index, error));
-        Ok(Self { direction, rules: settings.iter().enumerate().map(rule).collect::<Result<_, _>>()? })
+        let rule = |(index, settings)| Rule::new(direction, settings, gateway).map_err(|error| (index, error));
+        Ok(Self(settings.iter().enumerate().map(rule).collect::<Result<_, _>>()?))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
-        self.rules.iter()
+        self.0.iter()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.0.is_empty()
     }
 
     /// The rule that decides over a message on `topic`, and the topic's name on the other side, written to `mapped`.
@@ -137,23 +231,21 @@ impl Rules {
     /// [`Unmapped`]: no rule wants the topic, or its new name would not be a topic name.
     pub fn map(&self, topic: &str, mapped: &mut String) -> Result<&Rule, Unmapped> {
         mapped.clear();
-        let rule = self.rules.iter().find(|rule| match self.direction {
-            Direction::Out => rule.local.matches(topic),
-            Direction::In => rule.remote.matches(topic),
-        });
-        let rule = rule.ok_or(Unmapped::NoRule)?;
-        let (strip, add) = match self.direction {
-            Direction::Out => (&rule.local_prefix, &rule.remote_prefix),
-            Direction::In => (&rule.remote_prefix, &rule.local_prefix),
-        };
-        // `a/#` matches its parent `a` too, which is shorter than the prefix `a/`.
-        let rest = topic.strip_prefix(&**strip).ok_or(Unmapped::NoRule)?;
-        if add.len() + rest.len() > MAX_TOPIC_BYTES {
-            return Err(Unmapped::TooLong);
+        let rule = self.0.iter().find(|rule| rule.filter.matches(topic)).ok_or(Unmapped::NoRule)?;
+        match &rule.name {
+            Name::Exchanged { strip, add } => {
+                // `a/#` matches its parent `a` too, which is shorter than the prefix `a/`.
+                let rest = topic.strip_prefix(&**strip).ok_or(Unmapped::NoRule)?;
+                mapped.push_str(add);
+                mapped.push_str(rest);
+            }
+            Name::Made(template) => template.fill(&rule.filter, topic, mapped),
         }
-        mapped.push_str(add);
-        mapped.push_str(rest);
-        if mapped.is_empty() { Err(Unmapped::NoRule) } else { Ok(rule) }
+        match mapped.len() {
+            0 => Err(Unmapped::NoRule),
+            1..=MAX_TOPIC_BYTES => Ok(rule),
+            _ => Err(Unmapped::TooLong),
+        }
     }
 }
 
@@ -168,7 +260,13 @@ pub enum Unmapped {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RuleError {
     #[error("`{{{name}}}` is not known here; `{{gateway}}` stands for the gateway's name")]
-    Template { name: String },
+    Unknown { name: String },
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("no topic name can be made from the template `{text}`")]
+    Name { text: String, source: TopicError },
+    #[error("a user property cannot be named `{property}`; empty names and those with `fieldgate-` are taken")]
+    Property { property: String },
     #[error("`+` and `#` are not allowed in {side}: a prefix is one fixed text, put them into the filter")]
     WildcardInPrefix { side: &'static str },
     #[error("shared subscriptions (`$share/…`) are for clients that divide messages; an upstream gets all of them")]
@@ -186,7 +284,7 @@ fn expand(text: &str, gateway: &str) -> Result<String, RuleError> {
     while let Some((before, after)) = rest.split_once('{') {
         let Some((name, after)) = after.split_once('}') else { break };
         if name != "gateway" {
-            return Err(RuleError::Template { name: name.into() });
+            return Err(RuleError::Unknown { name: name.into() });
         }
         expanded.push_str(before);
         expanded.push_str(gateway);
@@ -200,15 +298,13 @@ fn expand(text: &str, gateway: &str) -> Result<String, RuleError> {
 mod tests {
     use super::*;
 
-    fn rule(filter: &str, local_prefix: &str, remote_prefix: &str) -> RuleSettings {
-        RuleSettings {
-            filter: filter.into(),
-            qos: QoS::AtLeastOnce,
-            retain: Retain::AsPublished,
-            local_prefix: local_prefix.into(),
-            remote_prefix: remote_prefix.into(),
-            provenance: Provenance::Omit,
-        }
+    fn rule(filter: &str, local: &str, remote: &str) -> RuleSettings {
+        let naming = Naming::Prefixes { local: local.into(), remote: remote.into() };
+        RuleSettings { naming, ..RuleSettings::new(filter) }
+    }
+
+    fn named(filter: &str, template: &str) -> RuleSettings {
+        RuleSettings { naming: Naming::Template(template.into()), ..RuleSettings::new(filter) }
     }
 
     #[test]
@@ -260,8 +356,10 @@ mod tests {
     #[test]
     fn a_wrong_rule_names_the_part_to_change() {
         let check = |settings: RuleSettings, expected: &str| {
-            let error = Rule::new(&settings, "g").unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
+            for direction in [Direction::Out, Direction::In] {
+                let error = Rule::new(direction, &settings, "g").unwrap_err().to_string();
+                assert!(error.contains(expected), "{error}");
+            }
         };
         check(rule("devices/#", "", "{site}/"), "`{site}` is not known here; `{gateway}` stands for");
         check(rule("devices/#", "", "a/+/"), "not allowed in remote_prefix");
@@ -269,6 +367,61 @@ mod tests {
         check(rule("a/#/b", "", ""), "`a/#/b` is not a topic filter");
         check(rule("", "", ""), "`` is not a topic filter");
         check(rule("$share/g/a", "", ""), "shared subscriptions");
-        assert!(Rule::new(&rule("odd{brace", "", ""), "g").is_ok());
+        check(named("$share/g/a", "b"), "shared subscriptions");
+        check(named("a/+", "{2}"), "so there is no {2}");
+        check(named("a/+", "{site}/{1}"), "`{site}` is not a level; write {1}");
+        check(named("a/+", "b/+"), "no topic name can be made from the template `b/+`");
+        check(named("a/+", ""), "no topic name can be made");
+        let with = |name: &str, value: &str| RuleSettings {
+            user_properties: vec![(name.into(), value.into())],
+            ..RuleSettings::new("a/+")
+        };
+        check(with("fieldgate-hops", "0"), "cannot be named `fieldgate-hops`");
+        check(with("", "0"), "cannot be named ``");
+        check(with("site", "{2}"), "there is no {2}");
+        assert!(Rule::new(Direction::Out, &rule("odd{brace", "", ""), "g").is_ok());
+    }
+
+    #[test]
+    fn a_template_makes_the_name_of_the_other_side() {
+        let check = |filter: &str, template: &str, topic: &str, expected: Result<&str, Unmapped>| {
+            let mut mapped = String::new();
+            for direction in [Direction::Out, Direction::In] {
+                let rules = Rules::new(direction, &[named(filter, template)], "plant-7").unwrap();
+                assert_eq!(rules.map(topic, &mut mapped).map(|_| mapped.as_str()), expected, "{topic}");
+            }
+        };
+        check("devices/+/+", "plants/{gateway}/{1}/{2}", "devices/m/v", Ok("plants/plant-7/m/v"));
+        check(
+            "devices/+/#",
+            "{gateway}/events/device={1}&point={#}",
+            "devices/m/a/b",
+            Ok("plant-7/events/device=m&point=a/b"),
+        );
+        check("{gateway}/in/#", "{#}", "plant-7/in/set", Ok("set"));
+        check("{gateway}/in/#", "{#}", "plant-7/in", Err(Unmapped::NoRule));
+        check("+", "{1}{1}", &"x".repeat(40_000), Err(Unmapped::TooLong));
+        check("devices/+/+", "x/{1}", "other", Err(Unmapped::NoRule));
+    }
+
+    #[test]
+    fn a_rule_shortens_the_life_of_messages_and_adds_properties() {
+        let hour = Duration::from_secs(3600);
+        let settings = RuleSettings {
+            message_expiry: Some(hour),
+            user_properties: vec![("site".into(), "berlin".into()), ("device".into(), "{gateway}/{1}".into())],
+            ..RuleSettings::new("devices/+/#")
+        };
+        let rule = Rule::new(Direction::Out, &settings, "g").unwrap();
+        assert_eq!(rule.remaining_expiry(None, hour / 4), Some(hour * 3 / 4));
+        assert_eq!(rule.remaining_expiry(Some(hour / 8), hour / 4), Some(hour / 8));
+        assert_eq!(rule.remaining_expiry(Some(hour * 2), hour * 2), Some(Duration::ZERO));
+        let plain = Rule::new(Direction::Out, &RuleSettings::new("devices/+/#"), "g").unwrap();
+        assert_eq!(plain.remaining_expiry(None, hour), None);
+        let user_properties = vec![("site".into(), "rome".into()), ("unit".into(), "V".into())];
+        let mut properties = Properties { user_properties, ..Properties::default() };
+        rule.add_properties("devices/m/v", &mut properties);
+        let expected = [("unit", "V"), ("site", "berlin"), ("device", "g/m")];
+        assert_eq!(properties.user_properties, expected.map(|(name, value)| (name.into(), value.into())));
     }
 }

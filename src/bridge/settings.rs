@@ -174,23 +174,14 @@ pub enum SettingsError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rules::{Provenance, Retain};
     use super::*;
-    use crate::message::QoS;
 
     #[test]
     fn settings_are_checked_before_anything_is_opened() {
         let good = Settings::new("cloud", Url::parse("mqtts://broker").unwrap());
         let checked = good.check("plant-7").unwrap();
         assert_eq!(checked.client_id, "plant-7-cloud");
-        let rule = RuleSettings {
-            filter: "a/#/b".into(),
-            qos: QoS::AtLeastOnce,
-            retain: Retain::AsPublished,
-            local_prefix: String::new(),
-            remote_prefix: String::new(),
-            provenance: Provenance::Omit,
-        };
+        let rule = RuleSettings::new("a/#/b");
         let check = |change: &dyn Fn(&mut Settings), expected: &str| {
             let mut settings = good.clone();
             change(&mut settings);

@@ -190,9 +190,9 @@ impl<'a> Stream<'a> {
         for rules in rules.chunks(SUBSCRIPTIONS_PER_PACKET) {
             let entries: Vec<_> = rules
                 .iter()
-                .map(|rule| Subscription { filter: rule.remote.as_str(), options: options(rule.qos) })
+                .map(|rule| Subscription { filter: rule.filter.as_str(), options: options(rule.qos) })
                 .collect();
-            let filters = rules.iter().map(|rule| rule.remote.to_string()).collect();
+            let filters = rules.iter().map(|rule| rule.filter.to_string()).collect();
             let packet_id = self
                 .client
                 .subscribe(&entries, now, self.encoded.bytes.get_mut())
@@ -399,6 +399,7 @@ impl<'a> Stream<'a> {
     /// Encodes one message as its rule and the upstream's limits allow.
     fn send(&mut self, delivery: &Delivery, now: Instant) -> Result<(), DropReason> {
         let message = &delivery.message;
+        let dup = delivery.dup && !self.is_new;
         let rule =
             self.rules.outgoing.map(message.topic.as_str(), &mut self.topic).map_err(|unmapped| match unmapped {
                 Unmapped::NoRule => DropReason::NoRule,
@@ -408,9 +409,16 @@ impl<'a> Stream<'a> {
         if hops >= self.rules.max_hops.into() {
             return Err(DropReason::Looped);
         }
+        let wall = self.shared.hub.clock().now();
+        let expiry = rule.remaining_expiry(message.remaining_expiry(wall), wall.since(message.accepted_at));
+        // What the upstream may have begun to receive is not taken back.
+        if expiry.is_some_and(|left| left.is_zero()) && !dup {
+            return Err(DropReason::Expired);
+        }
         let mut properties = message.properties.clone();
         if self.client.version().is_5() {
             let properties = properties.get_or_insert_default();
+            rule.add_properties(message.topic.as_str(), properties);
             marks::set_hops(properties, hops + 1);
             if rule.provenance == Provenance::Add {
                 let boot = self.shared.hub.clock().boot_id();
@@ -423,11 +431,11 @@ impl<'a> Stream<'a> {
             topic: &self.topic,
             qos,
             retain,
-            dup: delivery.dup && !self.is_new,
+            dup,
             packet_id: delivery.packet_id,
             properties: properties.as_deref(),
             identifiers: &[],
-            expiry: message.remaining_expiry(self.shared.hub.clock().now()),
+            expiry,
             topic_alias: None,
             payload: &message.payload,
         };
@@ -459,11 +467,12 @@ impl<'a> Stream<'a> {
             DropReason::TooLarge => "a message is larger than the upstream accepts and was not forwarded",
             DropReason::TopicTooLong => "a message has too long a topic or property for MQTT and was not forwarded",
             DropReason::Looped => words::LOOPED,
+            DropReason::Expired => "a message became older than it or its rule allows and was not forwarded",
             _ => "a message waited for a rule that does not exist any more and was not forwarded",
         };
         self.tell(reason.name(), |upstream| {
-            if reason == DropReason::Looped {
-                // What goes in circles has been here before: nothing is lost.
+            if matches!(reason, DropReason::Looped | DropReason::Expired) {
+                // What goes in circles has been here before, and what expires was meant to: nothing is lost.
                 warn!(upstream, %topic, "{what}; more like it are only counted");
             } else {
                 error!(upstream, %topic, bytes, limit, "{what}; more like it are only counted");

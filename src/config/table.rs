@@ -309,12 +309,19 @@ impl<'a> Table<'a> {
                 let keys = keys.iter().map(|key| (*key).to_owned()).collect();
                 self.missing.borrow_mut().push((keys, report.label("needs one of them")));
             }
-            [_] => {}
-            [(first, first_place), (second, second_place), ..] => self.report(
-                Report::error(*second_place, format!("`{first}` and `{second}` exclude each other"))
-                    .related(*first_place, "also given")
+            _ => self.at_most_one(keys),
+        }
+    }
+
+    /// Reports when more than one of `keys` is given. They are still to be read.
+    pub fn at_most_one(&self, keys: &[&str]) {
+        let mut given = keys.iter().filter_map(|key| Some((*key, self.place_of(key)?)));
+        if let (Some((first, first_place)), Some((second, second_place))) = (given.next(), given.next()) {
+            self.report(
+                Report::error(second_place, format!("`{first}` and `{second}` exclude each other"))
+                    .related(first_place, "also given")
                     .help("keep one of them"),
-            ),
+            );
         }
     }
 

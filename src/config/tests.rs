@@ -439,6 +439,34 @@ fn a_secret_is_not_shown_even_where_its_key_is_misspelt() {
 }
 
 #[test]
+fn a_rule_has_prefixes_or_a_template_and_names_the_level_that_is_not_there() {
+    check(
+        "upstreams:
+  - name: a
+    url: mqtts://h
+    out: [ { filter: a/+, remote_topic: 'b/{1}', remote_prefix: c/ }, { filter: a/+, remote_topic: 'b/{2}' } ]
+",
+        "
+error: `remote_topic` and `remote_prefix` exclude each other
+ --> fieldgate.yaml:4:50
+  |
+4 |     out: [ { filter: a/+, remote_topic: 'b/{1}', remote_prefix: c/ }, { filter: a/+, remote_topic: 'b/{2}' } ]
+  |                           ------------           ^^^^^^^^^^^^^
+  |                           |
+  |                           also given
+  |
+  = help: keep one of them
+
+error: this rule cannot work
+ --> fieldgate.yaml:4:81
+  |
+4 |     out: [ { filter: a/+, remote_topic: 'b/{1}', remote_prefix: c/ }, { filter: a/+, remote_topic: 'b/{2}' } ]
+  |                                                                                 ^^^ the filter has 1 `+`, so there is no {2}
+",
+    );
+}
+
+#[test]
 fn an_upstream_says_what_cannot_work() {
     check(
         "upstreams:

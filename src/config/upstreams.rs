@@ -8,7 +8,7 @@ use super::scalar::{Name, Origin, Scalar, Size, words};
 use super::source::Span;
 use super::table::Table;
 use super::tls;
-use crate::bridge::rules::{Provenance, Retain, Rule, RuleSettings};
+use crate::bridge::rules::{Direction, Naming, Provenance, Retain, Rule, RuleSettings};
 use crate::bridge::url::Url;
 use crate::bridge::{Settings, VersionChoice};
 use crate::hub::{QueueLimits, WhenFull};
@@ -70,8 +70,8 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         .value("session_expiry", "How long the broker keeps our session while we are away (MQTT 5).")
         .range(Duration::ZERO..=Duration::from_secs(u64::from(u32::MAX - 1)))
         .or(defaults.session_expiry);
-    let outgoing = rules(table, "out", "What goes to the broker. The first rule that matches decides.", gateway);
-    let incoming = rules(table, "in", "What comes from the broker.", gateway);
+    let outgoing = rules(table, Direction::Out, gateway);
+    let incoming = rules(table, Direction::In, gateway);
     let queue_defaults = QueueLimits {
         max_messages: 1_000_000,
         max_bytes: 256 << 20,
@@ -138,23 +138,42 @@ fn placeholder() -> Url {
     Url { scheme: crate::bridge::url::Scheme::Tls, host: String::new(), port: 0, path: String::new() }
 }
 
-fn rules(table: &mut Table<'_>, key: &'static str, meaning: &'static str, gateway: &str) -> Vec<RuleSettings> {
+fn rules(table: &mut Table<'_>, direction: Direction, gateway: &str) -> Vec<RuleSettings> {
+    let (key, meaning) = match direction {
+        Direction::Out => ("out", "What goes to the broker. The first rule that matches decides."),
+        Direction::In => ("in", "What comes from the broker."),
+    };
     table.list(key, meaning, |table| {
         let filter = table.value::<String>("filter", "The topics; `{gateway}` is the gateway's name.").required_at();
         let qos = table.value("qos", "The highest QoS at which they cross.").or(QoS::AtLeastOnce);
         let retain = table.value("retain", "Whether a retained message is retained there.").or(Retain::AsPublished);
-        let prefix = |table: &mut Table<'_>, key, meaning| table.value::<String>(key, meaning).or(String::new());
-        let local_prefix = prefix(table, "local_prefix", "Stands before the filter on this gateway only.");
-        let remote_prefix = prefix(table, "remote_prefix", "Stands before the filter on the broker only.");
-        let provenance = if key == "out" {
-            let meaning = "Whether messages say their time, number and boot id in user properties (MQTT 5).";
-            table.value("provenance", meaning).or(Provenance::Omit)
-        } else {
-            Provenance::Omit
+        let naming = naming(table, direction);
+        let meaning =
+            "The longest that a message is worth delivering, from when it was accepted here; older ones are dropped.";
+        let message_expiry = table
+            .value("message_expiry", meaning)
+            .range(Duration::from_secs(1)..=Duration::from_secs(u64::from(u32::MAX - 1)))
+            .optional();
+        let meaning = "User properties to add (MQTT 5); `{gateway}`, `{1}` and `{#}` stand for what they do in topics.";
+        let user_properties = table.pairs::<String, String>("user_properties", meaning);
+        let provenance = match direction {
+            Direction::Out => {
+                let meaning = "Whether messages say their time, number and boot id in user properties (MQTT 5).";
+                table.value("provenance", meaning).or(Provenance::Omit)
+            }
+            Direction::In => Provenance::Omit,
         };
         let filter = filter?;
-        let settings = RuleSettings { filter: filter.value, qos, retain, local_prefix, remote_prefix, provenance };
-        match Rule::new(&settings, gateway) {
+        let settings = RuleSettings {
+            filter: filter.value,
+            qos,
+            retain,
+            naming,
+            message_expiry,
+            user_properties: user_properties.into_iter().map(|(name, value)| (name.value, value.value)).collect(),
+            provenance,
+        };
+        match Rule::new(direction, &settings, gateway) {
             Ok(_) => Some(settings),
             Err(error) => {
                 table.report(Report::error(filter.span, "this rule cannot work").label(describe(&error)));
@@ -162,4 +181,26 @@ fn rules(table: &mut Table<'_>, key: &'static str, meaning: &'static str, gatewa
             }
         }
     })
+}
+
+/// A rule's names on the two sides: prefixes, or a template for the side it goes to.
+fn naming(table: &mut Table<'_>, direction: Direction) -> Naming {
+    let prefix = |table: &mut Table<'_>, key, meaning| table.value::<String>(key, meaning).or(String::new());
+    let local = prefix(table, "local_prefix", "Stands before the filter on this gateway only.");
+    let remote = prefix(table, "remote_prefix", "Stands before the filter on the broker only.");
+    let (key, meaning) = match direction {
+        Direction::Out => (
+            "remote_topic",
+            "The whole topic on the broker, in place of prefixes: `{1}` is what stands for the filter's first `+`, `{#}` for its `#`.",
+        ),
+        Direction::In => (
+            "local_topic",
+            "The whole topic on this gateway, in place of prefixes: `{1}` is what stands for the filter's first `+`, `{#}` for its `#`.",
+        ),
+    };
+    let template = table.value::<String>(key, meaning).optional();
+    for prefix in ["local_prefix", "remote_prefix"] {
+        table.at_most_one(&[key, prefix]);
+    }
+    template.map_or(Naming::Prefixes { local, remote }, Naming::Template)
 }

@@ -23,7 +23,7 @@ use crate::hub::{Attach, AttachError, Face, Hub, Link, Outbound, SubscribeError,
 use crate::message::{Message, QoS};
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
 use crate::reading::ReadingTime;
-use crate::topic::{SharedFilter, TopicFilter};
+use crate::topic::{SharedFilter, Template, TemplateError, TopicFilter};
 
 /// How many devices one translator may name. Names come from topics, which clients choose.
 const MAX_DEVICES: usize = 1000;
@@ -55,23 +55,13 @@ pub struct Settings {
 /// How a device is named after a topic: text with places for what stood where the filter has a `+`, counted from 1, as
 /// in `sensor-{1}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceTemplate(Vec<Part>);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    Text(String),
-    Level(usize),
-}
+pub struct DeviceTemplate(Template);
 
 /// What is wrong with a device template.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum TemplateError {
-    #[error("`{{{0}}}` is not a level; write {{1}} for what stands in place of the filter's first `+`")]
-    Placeholder(String),
-    #[error("the filter has {wildcards} `+`, so there is no {{{level}}}")]
-    NoSuchLevel { level: usize, wildcards: usize },
-    #[error("a brace is not closed")]
-    Brace,
+pub enum DeviceTemplateError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     #[error("the device's name cannot be used")]
     Name(#[source] NameError),
 }
@@ -131,25 +121,12 @@ impl DeviceTemplate {
     /// Takes a template apart; `filter` is the one whose levels it speaks of.
     ///
     /// # Errors
-    /// [`TemplateError`] says what of it cannot be.
-    pub fn parse(text: &str, filter: &TopicFilter) -> Result<Self, TemplateError> {
-        let wildcards = filter.as_str().split('/').filter(|level| *level == "+").count();
-        let mut parts = Vec::new();
-        let mut rest = text;
-        while let Some((literal, after)) = rest.split_once('{') {
-            let (number, after) = after.split_once('}').ok_or(TemplateError::Brace)?;
-            let level: usize = number.parse().map_err(|_| TemplateError::Placeholder(number.to_owned()))?;
-            if !(1..=wildcards).contains(&level) {
-                return Err(TemplateError::NoSuchLevel { level, wildcards });
-            }
-            parts.extend((!literal.is_empty()).then(|| Part::Text(literal.to_owned())));
-            parts.push(Part::Level(level - 1));
-            rest = after;
-        }
-        parts.extend((!rest.is_empty()).then(|| Part::Text(rest.to_owned())));
-        let template = Self(parts);
+    /// [`DeviceTemplateError`] says what of it cannot be.
+    pub fn parse(text: &str, filter: &TopicFilter) -> Result<Self, DeviceTemplateError> {
+        let template = Self(Template::parse(text, filter)?);
         // A name that cannot be with the shortest levels cannot be with any.
-        check_device_name(&template.fill(&vec!["x"; wildcards])).map_err(TemplateError::Name)?;
+        let shortest = filter.as_str().replace(['+', '#'], "x");
+        check_device_name(&template.fill(filter, &shortest)).map_err(DeviceTemplateError::Name)?;
         Ok(template)
     }
 
@@ -158,21 +135,17 @@ impl DeviceTemplate {
     /// # Errors
     /// [`NameError`] where what stands in the topic makes no device name.
     pub fn device(&self, filter: &TopicFilter, topic: &str) -> Result<String, NameError> {
-        let levels = filter.as_str().split('/').zip(topic.split('/'));
-        let captured: Vec<&str> = levels.filter(|(wanted, _)| *wanted == "+").map(|(_, level)| level).collect();
-        if captured.iter().any(|level| level.is_empty()) {
+        if filter.captures(topic).any(str::is_empty) {
             return Err(NameError::Empty);
         }
-        let name = self.fill(&captured);
+        let name = self.fill(filter, topic);
         check_device_name(&name).map(|()| name)
     }
 
-    fn fill(&self, captured: &[&str]) -> String {
-        let text = |part: &Part| match part {
-            Part::Text(text) => text.clone(),
-            Part::Level(level) => captured.get(*level).copied().unwrap_or_default().to_owned(),
-        };
-        self.0.iter().map(text).collect()
+    fn fill(&self, filter: &TopicFilter, topic: &str) -> String {
+        let mut name = String::new();
+        self.0.fill(filter, topic, &mut name);
+        name
     }
 }
 
@@ -432,14 +405,11 @@ mod tests {
 
     #[test]
     fn templates_that_cannot_name_a_device_are_refused() {
-        let check = |template: &str, expected: TemplateError| {
+        let check = |template: &str, expected: DeviceTemplateError| {
             assert_eq!(DeviceTemplate::parse(template, &filter("a/+/b")).unwrap_err(), expected);
         };
-        check("{2}", TemplateError::NoSuchLevel { level: 2, wildcards: 1 });
-        check("{0}", TemplateError::NoSuchLevel { level: 0, wildcards: 1 });
-        check("{x}", TemplateError::Placeholder("x".into()));
-        check("{1", TemplateError::Brace);
-        check("a/{1}", TemplateError::Name(NameError::NotOneLevel));
-        check("", TemplateError::Name(NameError::Empty));
+        check("{2}", TemplateError::NoSuchLevel { level: 2, wildcards: 1 }.into());
+        check("a/{1}", DeviceTemplateError::Name(NameError::NotOneLevel));
+        check("", DeviceTemplateError::Name(NameError::Empty));
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fieldgate::bridge::rules::{Provenance, Retain, RuleSettings};
+use fieldgate::bridge::rules::RuleSettings;
 use fieldgate::bridge::url::{Scheme, Url};
 use fieldgate::bridge::{Settings, VersionChoice, backoff};
 use fieldgate::hub::{Attach, Face, Hub, Link, Outbound, SubscribeOptions};
@@ -72,14 +72,7 @@ impl Site {
 }
 
 fn everything() -> RuleSettings {
-    RuleSettings {
-        filter: "devices/#".into(),
-        qos: QoS::AtLeastOnce,
-        retain: Retain::AsPublished,
-        local_prefix: String::new(),
-        remote_prefix: String::new(),
-        provenance: Provenance::Omit,
-    }
+    RuleSettings::new("devices/#")
 }
 
 fn dropped(reason: &str, count: u32) -> String {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fieldgate::bridge::backoff;
-use fieldgate::bridge::rules::{Provenance, Retain, RuleSettings};
+use fieldgate::bridge::rules::{Naming, Provenance, RuleSettings};
 use fieldgate::bridge::{Handle, Phase, Settings, Upstream, VersionChoice};
 use fieldgate::clock::Clock;
 use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Outcome, SubscribeOptions};
@@ -116,14 +116,7 @@ fn hub_on_disk(directory: &Path) -> Hub {
 }
 
 fn rule(filter: &str, qos: QoS) -> RuleSettings {
-    RuleSettings {
-        filter: filter.into(),
-        qos,
-        retain: Retain::AsPublished,
-        local_prefix: String::new(),
-        remote_prefix: "{gateway}/".into(),
-        provenance: Provenance::Omit,
-    }
+    RuleSettings { qos, ..RuleSettings::new(filter).under("{gateway}/") }
 }
 
 fn settings(peer: &Peer) -> Settings {
@@ -145,7 +138,7 @@ fn with_commands(peer: &Peer) -> Settings {
 fn published(payload: &str, qos: u8, id: u16) -> Publish {
     let user_properties = vec![("fieldgate-hops".into(), "1".into())];
     let topic = "plant-7/devices/m/v".into();
-    Publish { topic, payload: payload.into(), qos, retain: false, dup: false, id, user_properties }
+    Publish { topic, payload: payload.into(), qos, retain: false, dup: false, id, expiry: None, user_properties }
 }
 
 /// Acknowledges PUBLISH packets of QoS 1 until the payload is `last`; their payloads.
@@ -527,7 +520,7 @@ async fn both_sides_are_told_whether_the_upstream_is_connected() {
     connection.connack(false, ReasonCode::Success, &[]).await;
     let state = |payload: &str| {
         let (topic, payload) = (topic.clone(), payload.to_owned());
-        Publish { topic, payload, qos: 0, retain: true, dup: false, id: 0, user_properties: Vec::new() }
+        Publish { topic, payload, qos: 0, retain: true, dup: false, id: 0, expiry: None, user_properties: Vec::new() }
     };
     assert_eq!(connection.next_publish().await, state("1"));
     gateway.connected().await;
@@ -691,4 +684,75 @@ async fn provenance_numbers_messages_without_a_gap_and_the_same_when_they_are_se
     assert_eq!(value(&publish, "fieldgate-sequence"), None);
     assert!(value(&publish, "fieldgate-time").is_some());
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_rule_names_dates_and_labels_what_crosses_in_either_direction() {
+    let hour = Duration::from_secs(3600);
+    let labelled = |filter: &str, template: &str| RuleSettings {
+        naming: Naming::Template(template.into()),
+        message_expiry: Some(hour),
+        user_properties: vec![("site".into(), "berlin".into()), ("device".into(), "{1}".into())],
+        ..RuleSettings::new(filter)
+    };
+    let peer = Peer::bind().await;
+    let hub = hub_in_memory();
+    let mut device = hub.attach(Attach::internal(Face::Adapter, "device")).unwrap();
+    device.subscribe(&SharedFilter::split("devices/#").unwrap(), SubscribeOptions::new(QoS::AtMostOnce)).unwrap();
+    let mut gateway = Gateway::on(
+        hub,
+        Settings {
+            outgoing: vec![labelled("devices/+/#", "plants/{gateway}/{1}/{#}")],
+            incoming: vec![labelled("plants/{gateway}/+/commands/+", "devices/{1}/{2}/set")],
+            ..settings(&peer)
+        },
+    );
+    gateway.publish("devices/m/u/1", "230", QoS::AtLeastOnce).await;
+    let mut connection = peer.welcome(false, &[]).await;
+    assert_eq!(connection.grant().await[0].0, "plants/plant-7/+/commands/+");
+    let up = connection.next_publish().await;
+    assert_eq!((up.topic.as_str(), up.payload.as_str()), ("plants/plant-7/m/u/1", "230"));
+    assert!(up.expiry.is_some_and(|seconds| (3590..=3600).contains(&seconds)), "{up:?}");
+    let labels = [("site", "berlin"), ("device", "m"), ("fieldgate-hops", "1")];
+    assert_eq!(up.user_properties, labels.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+    connection.publish("plants/plant-7/m/commands/u", "on", QoS::AtLeastOnce, 7).await;
+    assert_eq!(connection.next().await, Got::Puback(7, ReasonCode::Success));
+    let down = loop {
+        let outbound = timeout(PATIENCE, device.next()).await.unwrap();
+        let found = outbound.into_iter().find_map(|outbound| match outbound {
+            Outbound::Publish(delivery) if delivery.message.payload == "on" => Some(delivery),
+            _ => None,
+        });
+        if let Some(delivery) = found {
+            break delivery.message.clone();
+        }
+    };
+    assert_eq!((down.topic.as_str(), down.expiry_interval), ("devices/m/u/set", Some(hour)));
+    let properties = &down.properties.as_ref().unwrap().user_properties;
+    assert!(properties.contains(&("site".into(), "berlin".into())), "{properties:?}");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_older_than_its_rule_allows_is_dropped_and_counted_and_the_rest_crosses() {
+    let peer = Peer::bind().await;
+    let brief =
+        RuleSettings { message_expiry: Some(Duration::from_millis(50)), ..rule("devices/brief", QoS::AtLeastOnce) };
+    for version in [VersionChoice::V5, VersionChoice::V3_1_1] {
+        let outgoing = vec![brief.clone(), rule("devices/#", QoS::AtLeastOnce)];
+        let mut gateway = Gateway::start(Settings { outgoing, version, ..settings(&peer) });
+        gateway.publish("devices/brief", "old", QoS::AtLeastOnce).await;
+        gateway.publish("devices/long", "kept", QoS::AtLeastOnce).await;
+        let accepted = gateway.hub.clock().now();
+        let hub = gateway.hub.clone();
+        until("the message is too old", || hub.clock().now().since(accepted) > Duration::from_millis(50)).await;
+        let mut connection = peer.welcome(false, &[]).await;
+        let publish = connection.next_publish().await;
+        assert_eq!(publish.payload, "kept");
+        connection.puback(publish.id, ReasonCode::Success).await;
+        gateway.drained().await;
+        assert!(gateway.metric("fieldgate_upstream_messages_dropped_total{upstream=\"cloud\",reason=\"expired\"} 1"));
+        gateway.stop().await;
+    }
 }

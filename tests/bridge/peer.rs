@@ -64,6 +64,8 @@ pub struct Publish {
     pub retain: bool,
     pub dup: bool,
     pub id: u16,
+    /// Message expiry interval, in seconds.
+    pub expiry: Option<u32>,
     pub user_properties: Vec<(String, String)>,
 }
 
@@ -240,6 +242,10 @@ impl Got {
                 retain: publish.retain,
                 dup: publish.dup,
                 id: publish.packet_id.map_or(0, NonZeroU16::get),
+                expiry: publish.properties.iter().find_map(|property| match property {
+                    Property::MessageExpiryInterval(seconds) => Some(seconds),
+                    _ => None,
+                }),
                 user_properties: publish
                     .properties
                     .iter()
