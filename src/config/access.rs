@@ -48,6 +48,14 @@ pub(super) fn limits(table: &mut Table<'_>) -> Limits {
             .range(1..=u16::MAX)
             .or(defaults.max_inflight),
         queue,
+        max_queue_memory: table
+            .value(
+                "max_queue_memory",
+                "Memory for the messages of all queues; what is durable waits on disk beyond it.",
+            )
+            .range(Size::mib(1)..=Size::mib(1024 * 1024))
+            .or(Size(defaults.max_queue_memory))
+            .0,
         max_subscriptions: table
             .value("max_subscriptions", "Subscriptions of one client.")
             .range(1..=1_000_000)

@@ -54,13 +54,14 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub fn incoming(&self, message: &Arc<Message>) -> Incoming {
+    fn incoming(&self, message: &Arc<Message>, spread: u8) -> Incoming {
         Incoming {
             message: message.clone(),
             qos: message.qos.min(self.qos),
             retain: message.retain && self.retain_as_published,
             identifiers: self.identifiers.clone(),
             shared: self.shared.clone(),
+            spread,
         }
     }
 }
@@ -115,8 +116,11 @@ impl Hub {
     ) -> Vec<Arc<Session>> {
         let mut pressed = Vec::new();
         let store = self.store();
+        let receivers = targets.direct.len() + targets.groups.len();
+        let spread = receivers.checked_ilog2().unwrap_or(0) as u8;
         let mut give = |target: &Target, messages: &[(Arc<Message>, Option<Arc<Receipt>>)]| {
-            let incoming = messages.iter().map(|(message, receipt)| (target.incoming(message), receipt.clone()));
+            let incoming =
+                messages.iter().map(|(message, receipt)| (target.incoming(message, spread), receipt.clone()));
             if target.session.accept(incoming, store, ops, &self.0.counters) {
                 pressed.push(target.session.clone());
             }
@@ -146,7 +150,7 @@ impl Hub {
             let is_its = |group: &&Group| group.members.iter().any(|member| member.shared.as_ref() == Some(&filter));
             if let Some(group) = targets.groups.iter().find(is_its) {
                 let target = group.choose();
-                let incoming = std::iter::once((target.incoming(&message), None));
+                let incoming = std::iter::once((target.incoming(&message, 0), None));
                 target.session.accept(incoming, self.store(), &mut ops, &self.0.counters);
             }
         }
@@ -202,9 +206,10 @@ impl Targets {
         let members = self.groups.iter().flat_map(|group| &group.members);
         self.direct.iter().chain(members).any(|target| {
             let limits = target.session.limits();
-            limits.when_full == WhenFull::Reject
-                && target.qos != QoS::AtMostOnce
-                && target.session.state.lock().queue.is_full(message.size(), &limits)
+            limits.when_full == WhenFull::Reject && target.qos != QoS::AtMostOnce && {
+                let state = target.session.state.lock();
+                state.queue.is_full(message.size(), &limits) || !target.session.durable && state.account.is_short()
+            }
         })
     }
 }

@@ -348,6 +348,7 @@ impl Link {
         let mut ops = Vec::new();
         let Some(mut state) = self.state() else { return true };
         let known = state.queue.receive(packet_id, &self.session.signal, &mut ops);
+        state.settle();
         submit(self.hub.store(), &mut ops, Due::Now);
         known
     }
@@ -399,6 +400,7 @@ impl Link {
             for packet_id in acknowledged.drain(..) {
                 state.queue.acknowledge(packet_id, &mut ops);
             }
+            state.settle();
             submit(self.hub.store(), &mut ops, Due::Later);
         }
     }
@@ -451,6 +453,7 @@ impl Link {
         let mut ops = Vec::new();
         let Some(mut state) = self.state() else { return };
         let expired = state.queue.take(into, max, window, now, &mut ops);
+        state.settle();
         submit(self.hub.store(), &mut ops, Due::Later);
         let (backlog, has_tail) = (state.queue.backlog(), state.queue.has_tail());
         drop(state);
@@ -557,9 +560,10 @@ impl Link {
             }
             let identifiers = options.identifier.map(|identifier| Arc::from([identifier.get()]));
             let qos = message.qos.min(options.qos);
-            let incoming = Incoming { qos, retain: true, identifiers, message, shared: None };
+            let incoming = Incoming { qos, retain: true, identifiers, message, shared: None, spread: 0 };
             state.queue.push(incoming, None, true, &self.session.signal, &limits, ops);
         }
+        state.settle();
     }
 
     /// Removes a subscription; false where there was none.
@@ -604,6 +608,7 @@ impl Link {
         if let Some(mut state) = self.state() {
             state.attached = None;
             state.queue.disconnect();
+            state.settle();
             self.session.tell_drained((0, 0));
             self.hub.after_detach(&self.session, state, will);
         }

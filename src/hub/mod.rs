@@ -9,6 +9,7 @@
 pub mod access;
 mod delivery;
 mod link;
+mod memory;
 mod queue;
 mod report;
 mod retained;
@@ -34,6 +35,7 @@ use crate::store::{Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
 use crate::topic::SharedFilter;
 use access::{Access, Identity};
 use delivery::Subscriber;
+use memory::Memory;
 use queue::{Orphan, Queue};
 use retained::{Change, Retained};
 use routes::Routes;
@@ -74,6 +76,7 @@ struct Shared {
     limits: Limits,
     clock: Clock,
     store: Option<Store>,
+    memory: Arc<Memory>,
     access: RwLock<Arc<Access>>,
     routes: RwLock<Routes<Subscriber>>,
     /// Grows with every change of routes or rights: what was looked up under another version is stale.
@@ -104,6 +107,7 @@ impl Hub {
         }
         let next_session = sessions.iter().map(|session| session.record.id.0 + 1).max().unwrap_or(1);
         let hub = Self(Arc::new(Shared {
+            memory: Memory::new(settings.limits.max_queue_memory),
             limits: settings.limits,
             clock,
             store: running,
@@ -140,8 +144,17 @@ impl Hub {
             Face::Upstream => QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.0.limits.queue },
             _ => self.0.limits.queue,
         };
-        let session =
-            Arc::new(Session::new(record.id, face, record.client_id.clone(), identity, true, limits, rights, queue));
+        let session = Arc::new(Session::new(
+            record.id,
+            face,
+            record.client_id.clone(),
+            identity,
+            true,
+            limits,
+            rights,
+            queue,
+            &self.0.memory,
+        ));
         {
             let mut state = session.state.lock();
             // A session that was connected when the gateway died is gone since now.
@@ -291,6 +304,7 @@ impl Hub {
             request.queue.unwrap_or(self.0.limits.queue),
             self.access().rights(&request.identity, &request.client_id),
             Queue::new(id, durable),
+            &self.0.memory,
         ))
     }
 
@@ -321,6 +335,7 @@ impl Hub {
             self.changed();
         }
         let orphans = std::mem::replace(&mut state.queue, Queue::new(session.id, false)).into_orphans();
+        state.settle();
         state.inbound.clear();
         if session.durable {
             submit(self.store(), &mut vec![Op::DropSession(session.id)], Due::Soon);
@@ -417,6 +432,10 @@ impl Hub {
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
+                () = self.0.memory.becomes_tight() => {
+                    self.relieve_memory();
+                    continue;
+                }
                 changed = shutdown.changed() => {
                     if changed.is_err() || *shutdown.borrow() {
                         return;
@@ -433,6 +452,7 @@ impl Hub {
         if let Some(step) = self.0.clock.adjust(Duration::from_secs(2)) {
             info!(step_ms = step, "the system clock was set; wall time follows it");
         }
+        self.relieve_memory();
         let now = self.now();
         let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
         for session in sessions {

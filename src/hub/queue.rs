@@ -91,6 +91,19 @@ pub struct Incoming {
     pub identifiers: Option<Arc<[u32]>>,
     /// The shared subscription that brought it; not journaled.
     pub shared: Option<Arc<SharedFilter>>,
+    /// How many queues hold the message together, as a power of two.
+    pub spread: u8,
+}
+
+impl Incoming {
+    /// This queue's part of the memory that a message of `size` bytes takes.
+    fn weight(&self, size: usize) -> u64 {
+        (size_of::<Entry>() + ((size + size_of::<Message>()) >> self.spread)) as u64
+    }
+
+    fn own_weight(&self) -> u64 {
+        self.weight(self.message.size())
+    }
 }
 
 /// A message of a shared subscription whose member's session has ended before it had it.
@@ -170,6 +183,8 @@ pub struct Queue {
     next_sequence: u64,
     /// Messages found on disk at start that may have been sent before the crash.
     maybe_sent: usize,
+    /// What the messages in memory weigh.
+    held: u64,
 }
 
 impl Queue {
@@ -190,6 +205,7 @@ impl Queue {
             loading: None,
             next_sequence: 0,
             maybe_sent: 0,
+            held: 0,
         }
     }
 
@@ -232,6 +248,11 @@ impl Queue {
     /// Messages and bytes that wait in memory: what a slow connection makes grow.
     pub fn backlog(&self) -> (usize, u64) {
         (self.waiting.len() + self.lossy.len(), self.waiting_bytes + self.lossy_bytes)
+    }
+
+    /// This queue's part of the memory that messages take, in bytes.
+    pub fn held(&self) -> u64 {
+        self.held
     }
 
     pub fn has_tail(&self) -> bool {
@@ -299,6 +320,7 @@ impl Queue {
             }
         }
         self.waiting_bytes += size as u64;
+        self.held += incoming.weight(size);
         self.waiting.push_back(Entry { sequence, incoming, committed });
         pushed
     }
@@ -311,6 +333,7 @@ impl Queue {
             return Pushed::DroppedNewest;
         }
         self.lossy_bytes += size as u64;
+        self.held += incoming.weight(size);
         self.lossy.push_back(incoming);
         Pushed::Queued
     }
@@ -332,7 +355,9 @@ impl Queue {
     }
 
     fn forget_waiting(&mut self, entry: &Entry, ops: &mut Vec<Op>) {
-        self.waiting_bytes -= entry.incoming.message.size() as u64;
+        let size = entry.incoming.message.size();
+        self.waiting_bytes -= size as u64;
+        self.held -= entry.incoming.weight(size);
         self.remove_from_journal(entry.sequence, ops);
     }
 
@@ -368,7 +393,9 @@ impl Queue {
         while into.len() < end
             && let Some(incoming) = self.lossy.pop_front()
         {
-            self.lossy_bytes -= incoming.message.size() as u64;
+            let size = incoming.message.size();
+            self.lossy_bytes -= size as u64;
+            self.held -= incoming.weight(size);
             if incoming.message.is_expired(now) {
                 expired += 1;
             } else {
@@ -473,6 +500,9 @@ impl Queue {
         let Inflight { sequence, state } = &mut self.inflight[index];
         let sequence = *sequence;
         let before = std::mem::replace(state, InflightState::Done);
+        if let InflightState::Published(incoming) = &before {
+            self.held -= incoming.own_weight();
+        }
         self.releasing -= usize::from(matches!(before, InflightState::Releasing(_)));
         self.outstanding -= usize::from(index < self.resent);
         self.remove_from_journal(sequence, ops);
@@ -492,6 +522,7 @@ impl Queue {
         let sequence = self.inflight[index].sequence;
         match &self.inflight[index].state {
             InflightState::Published(incoming) if incoming.qos == QoS::ExactlyOnce => {
+                self.held -= incoming.own_weight();
                 self.inflight[index].state = if self.durable {
                     let receipt = Receipt::new(signal.clone());
                     receipt.add();
@@ -529,14 +560,51 @@ impl Queue {
     /// The connection is gone: QoS 0 goes with it.
     pub fn disconnect(&mut self) -> u64 {
         self.lossy_bytes = 0;
-        std::mem::take(&mut self.lossy).len() as u64
+        let lost = std::mem::take(&mut self.lossy).len() as u64;
+        self.hold_alone();
+        lost
     }
 
-    /// The sequence to page in from, when the head runs low and there is a tail. The caller asks the store and gives the
-    /// page to [`Queue::page_in`].
-    pub fn wants_page(&mut self, limits: &QueueLimits) -> Option<u64> {
+    /// Counts every message in memory as this queue's alone: those that held it too may have let go of it.
+    pub fn hold_alone(&mut self) {
+        let begun = self.inflight.iter_mut().filter_map(|entry| match &mut entry.state {
+            InflightState::Published(incoming) => Some(incoming),
+            _ => None,
+        });
+        let waiting = self.waiting.iter_mut().map(|entry| &mut entry.incoming);
+        self.held = 0;
+        for incoming in begun.chain(waiting).chain(&mut self.lossy) {
+            incoming.spread = 0;
+            self.held += incoming.own_weight();
+        }
+    }
+
+    /// Lets go of what waits in memory and is in the journal too, except the first `kept` messages.
+    pub fn page_out(&mut self, kept: usize) {
+        // A page that is on its way goes behind what waits now.
+        if !self.durable || self.loading.is_some() || self.waiting.len() <= kept {
+            return;
+        }
+        let paged = self.waiting.split_off(kept);
+        self.waiting.shrink_to_fit();
+        let Some(from) = paged.front().map(|entry| entry.sequence) else { return };
+        let mut tail = self.tail.unwrap_or(Tail { from, messages: 0, bytes: 0 });
+        tail.from = from;
+        for entry in paged {
+            let size = entry.incoming.message.size();
+            self.waiting_bytes -= size as u64;
+            self.held -= entry.incoming.weight(size);
+            tail.messages += 1;
+            tail.bytes += size as u64;
+        }
+        self.tail = Some(tail);
+    }
+
+    /// The sequence to page in from, when the head runs low for pages of `messages` and there is a tail. The caller asks
+    /// the store and gives the page to [`Queue::page_in`].
+    pub fn wants_page(&mut self, messages: usize) -> Option<u64> {
         let tail = self.tail?;
-        if self.loading.is_some() || self.waiting.len() > limits.memory_messages / 2 {
+        if self.loading.is_some() || self.waiting.len() > messages / 2 {
             return None;
         }
         self.loading = Some(self.next_sequence);
@@ -570,7 +638,9 @@ impl Queue {
                 retain: stored.retain,
                 identifiers: stored.identifiers,
                 shared: None,
+                spread: 0,
             };
+            self.held += incoming.own_weight();
             if self.maybe_sent > 0 {
                 self.maybe_sent -= 1;
                 self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
@@ -645,7 +715,7 @@ mod tests {
             let (qos, payload) = spelled.split_at(1);
             let qos = QoS::from_level(qos.parse().unwrap()).unwrap();
             let message = Arc::new(Message::new(TopicName::new("t").unwrap(), payload, qos, UnixMillis(0)));
-            let incoming = Incoming { message, qos, retain: false, identifiers: None, shared: None };
+            let incoming = Incoming { message, qos, retain: false, identifiers: None, shared: None, spread: 0 };
             self.queue.push(incoming, None, self.connected, &self.signal, &self.limits, &mut self.ops)
         }
 
@@ -771,12 +841,12 @@ mod tests {
         }
         assert_eq!(bench.push("1e"), Pushed::DroppedOldest, "a, from memory");
         assert_eq!(bench.push("1f"), Pushed::DroppedOldest, "b, from disk");
-        assert_eq!(bench.queue.wants_page(&bench.limits), Some(2));
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(2));
         let page = stored(&bench.ops, 2..5);
         assert_eq!(bench.push("1g"), Pushed::DroppedOldest, "c, on its way from disk");
         bench.queue.page_in(page, false);
         assert_eq!(bench.take(), "d#4 e#5");
-        assert_eq!(bench.queue.wants_page(&bench.limits), Some(5));
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(5));
         bench.queue.page_in(stored(&bench.ops, 5..7), true);
         assert_eq!(bench.take(), "f#6 g#7");
         let removed = bench.ops.iter().filter_map(|op| match op {
@@ -804,19 +874,19 @@ mod tests {
         }
         assert_eq!(bench.queue.len(), 4);
         assert_eq!(bench.take(), "a#1 b#2");
-        let from = bench.queue.wants_page(&bench.limits).unwrap();
+        let from = bench.queue.wants_page(bench.limits.memory_messages).unwrap();
         assert_eq!(from, 2);
-        assert_eq!(bench.queue.wants_page(&bench.limits), None, "one page at a time");
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), None, "one page at a time");
         // Published while the page is being read: it stays behind it.
         bench.push("1e");
         let page = stored(&bench.ops, 2..4);
         bench.queue.page_in(page, true);
         assert_eq!(bench.take(), "c#3 d#4");
-        assert_eq!(bench.queue.wants_page(&bench.limits), Some(4));
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(4));
         bench.queue.page_in(stored(&bench.ops, 4..5), true);
         bench.push("1f");
         assert_eq!(bench.take(), "e#5 f#6");
-        assert_eq!(bench.queue.wants_page(&bench.limits), None);
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), None);
     }
 
     #[test]
@@ -830,7 +900,7 @@ mod tests {
         let mut page = stored(&source.ops, 8..13);
         page[0].state = StoredState::Released;
         page.remove(2);
-        assert_eq!(bench.queue.wants_page(&bench.limits), Some(8));
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(8));
         bench.queue.page_in(page, true);
         bench.queue.rewind();
         assert_eq!(bench.take(), "!9 x#10+ x#12+ x#13");
@@ -847,7 +917,7 @@ mod tests {
         for spelled in ["1a", "1b"] {
             source.push(spelled);
         }
-        assert_eq!(bench.queue.wants_page(&bench.limits), Some(0));
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(0));
         bench.queue.page_in(stored(&source.ops, 0..2), true);
         bench.queue.rewind();
         (bench.limits.memory_messages, bench.window) = (4, 4);
@@ -855,7 +925,7 @@ mod tests {
             bench.push(spelled);
         }
         assert_eq!(bench.take(), "a#1+ b#2+ c#3 d#4");
-        assert_eq!(bench.queue.wants_page(&bench.limits), Some(6));
+        assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(6));
         bench.queue.page_in(stored(&bench.ops, 6..8), true);
         (1..=4).for_each(|id| assert!(bench.acknowledge(id)));
         assert_eq!(bench.take(), "e#5 f#6 g#7 h#8");

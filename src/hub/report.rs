@@ -33,6 +33,8 @@ pub struct Counters {
     pub received: AtomicU64,
     pub sent: AtomicU64,
     pub dropped_queue_full: AtomicU64,
+    /// As the memory for all queues is used up.
+    pub dropped_memory_full: AtomicU64,
     pub dropped_expired: AtomicU64,
     pub dropped_retained_full: AtomicU64,
     pub denied_publish: AtomicU64,
@@ -91,6 +93,7 @@ impl Observe for Hub {
         let dropped = "Messages given up, by reason.";
         for (reason, counter) in [
             ("queue_full", &counters.dropped_queue_full),
+            ("memory_full", &counters.dropped_memory_full),
             ("expired", &counters.dropped_expired),
             ("retained_full", &counters.dropped_retained_full),
         ] {
@@ -110,6 +113,9 @@ impl Observe for Hub {
         metrics.gauge("fieldgate_hub_queued_messages", "Messages waiting in all queues.", &[], queued as f64);
         let bytes: u64 = sessions.iter().map(|session| session.queued_bytes).sum();
         metrics.gauge("fieldgate_hub_queued_bytes", "Bytes waiting in all queues.", &[], bytes as f64);
+        let memory = &self.0.memory;
+        let help = "Memory that the messages in all queues take, of `limits.max_queue_memory`.";
+        metrics.gauge("fieldgate_hub_queue_memory_bytes", help, &[], memory.used() as f64);
         let subscriptions = self.0.routes.read().len();
         metrics.gauge("fieldgate_hub_subscriptions", "Subscriptions.", &[], subscriptions as f64);
         let (messages, bytes) = {

@@ -10,11 +10,13 @@ use tokio::sync::Notify;
 use tracing::{error, warn};
 
 use super::access::{Identity, Rights};
+use super::memory::{Account, Memory};
 use super::queue::{Incoming, Pushed, Queue, QueueLimits};
 use super::{Counters, Will};
 use crate::clock::UnixMillis;
+use crate::message::QoS;
 use crate::signal::Signal;
-use crate::store::{Due, Op, PageLimit, Receipt, SessionId, SessionRecord, Store, WillRecord};
+use crate::store::{Due, Op, Receipt, SessionId, SessionRecord, Store, WillRecord};
 use crate::topic::SharedFilter;
 
 /// What a session is to the gateway. Client ids are unique within a face.
@@ -128,6 +130,8 @@ pub(super) struct State {
     pub will: Option<Will>,
     pub subscriptions: BTreeMap<Arc<str>, SharedFilter>,
     pub queue: Queue,
+    /// What the queue holds of the memory for all queues.
+    pub account: Account,
     /// Inbound QoS 2 identifiers that are not released yet, with what their PUBREC waits for.
     pub inbound: HashMap<u16, Option<Arc<Receipt>>>,
     /// Set when the session has ended, so that a late delivery does not journal for it.
@@ -135,6 +139,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// To be called when messages may have come into the queue's memory or left it.
+    pub fn settle(&mut self) {
+        self.account.settle(self.queue.held());
+    }
+
     /// How long the session has been without a connection.
     fn away(&self, now: UnixMillis) -> Option<Duration> {
         self.detached_at.filter(|_| self.attached.is_none()).map(|detached_at| now.since(detached_at))
@@ -173,6 +182,7 @@ impl Session {
         limits: QueueLimits,
         rights: Rights,
         queue: Queue,
+        memory: &Arc<Memory>,
     ) -> Self {
         let state = State {
             attached: None,
@@ -181,6 +191,7 @@ impl Session {
             will: None,
             subscriptions: BTreeMap::new(),
             queue,
+            account: Account::new(memory),
             inbound: HashMap::new(),
             ended: false,
         };
@@ -227,11 +238,20 @@ impl Session {
         }
         let connected = state.attached.is_some();
         let limits = self.limits();
+        // Memory that only this queue holds is counted as such; see `memory`.
+        let alone = !connected || self.slow.load(Ordering::Relaxed);
+        let short = state.account.is_short();
         let mut dropped = 0;
-        for (incoming, receipt) in incoming {
-            let pushed = state.queue.push(incoming, receipt.as_ref(), connected, &self.signal, &limits, ops);
+        for (mut incoming, receipt) in incoming {
+            if alone {
+                incoming.spread = 0;
+            }
+            let squeezed = short.then(|| self.squeezed(limits, incoming.qos));
+            let limits = squeezed.as_ref().unwrap_or(&limits);
+            let pushed = state.queue.push(incoming, receipt.as_ref(), connected, &self.signal, limits, ops);
             dropped += u64::from(matches!(pushed, Pushed::DroppedNewest | Pushed::DroppedOldest));
         }
+        state.settle();
         if !ops.is_empty() {
             // Whoever is connected and keeps up will likely acknowledge before the commit, and spare it.
             let due = if connected && !state.queue.has_tail() { Due::Soon } else { Due::Now };
@@ -239,7 +259,7 @@ impl Session {
         }
         let backlog = state.queue.backlog();
         // Asked only to end an episode of losses, which most queues never have.
-        let has_room = self.overflow.load(Ordering::Relaxed) > 0 && {
+        let has_room = self.overflow.load(Ordering::Relaxed) > 0 && !state.account.is_tight() && {
             let half = QueueLimits { max_messages: limits.max_messages / 2, max_bytes: limits.max_bytes / 2, ..limits };
             !state.queue.is_full(0, &half)
         };
@@ -249,19 +269,36 @@ impl Session {
         }
         if dropped > 0 {
             self.counters.dropped.fetch_add(dropped, Ordering::Relaxed);
-            counters.dropped_queue_full.fetch_add(dropped, Ordering::Relaxed);
+            let counter = if short { &counters.dropped_memory_full } else { &counters.dropped_queue_full };
+            counter.fetch_add(dropped, Ordering::Relaxed);
         }
-        self.note_overflow(dropped, has_room, &limits);
-        connected && (backlog.0 >= BACKLOG_HIGH.0 || backlog.1 >= BACKLOG_HIGH.1) && !self.slow.load(Ordering::Relaxed)
+        self.note_overflow(dropped, has_room, short, &limits);
+        let behind = short || backlog.0 >= BACKLOG_HIGH.0 || backlog.1 >= BACKLOG_HIGH.1;
+        connected && behind && !self.slow.load(Ordering::Relaxed)
+    }
+
+    /// The limits of a queue that may hold no more memory.
+    fn squeezed(&self, limits: QueueLimits, qos: QoS) -> QueueLimits {
+        if self.durable && qos != QoS::AtMostOnce {
+            QueueLimits { memory_messages: 0, ..limits }
+        } else {
+            QueueLimits { max_messages: 0, ..limits }
+        }
     }
 
     /// Logs the beginning and the end of an episode in which messages were lost for want of room.
-    fn note_overflow(&self, dropped: u64, has_room: bool, limits: &QueueLimits) {
+    fn note_overflow(&self, dropped: u64, has_room: bool, short: bool, limits: &QueueLimits) {
         let (face, client_id) = (self.face.name(), &self.client_id);
         if dropped > 0 {
             if self.overflow.fetch_add(dropped, Ordering::Relaxed) == 0 {
                 let (max_messages, max_bytes) = (limits.max_messages, limits.max_bytes);
-                error!(face, %client_id, max_messages, max_bytes, "a queue is full, messages are given up");
+                if short {
+                    let what =
+                        "the memory for all queues is used up (`limits.max_queue_memory`), messages are given up";
+                    error!(face, %client_id, "{what}");
+                } else {
+                    error!(face, %client_id, max_messages, max_bytes, "a queue is full, messages are given up");
+                }
             }
         } else if has_room {
             let lost = self.overflow.swap(0, Ordering::Relaxed);
@@ -283,6 +320,9 @@ impl Session {
         }
         if tokio::time::timeout(PATIENCE, drained).await.is_err() {
             self.slow.store(true, Ordering::Relaxed);
+            let mut state = self.state.lock();
+            state.queue.hold_alone();
+            state.settle();
         }
     }
 
@@ -301,8 +341,12 @@ impl Session {
     pub fn page_in(self: &Arc<Self>, store: Option<&Store>) {
         let Some(store) = store else { return };
         let limits = self.limits();
-        let Some(from) = self.state.lock().queue.wants_page(&limits) else { return };
-        let limit = PageLimit { messages: limits.memory_messages, bytes: limits.memory_bytes };
+        let (from, limit) = {
+            let mut state = self.state.lock();
+            let limit = state.account.page(&limits);
+            (state.queue.wants_page(limit.messages), limit)
+        };
+        let Some(from) = from else { return };
         let session = self.clone();
         let then = move |page: crate::store::Page| {
             let mut state = session.state.lock();
@@ -310,6 +354,7 @@ impl Session {
                 state.queue.page_failed();
             } else {
                 state.queue.page_in(page.messages, page.complete);
+                state.settle();
             }
             drop(state);
             session.signal.raise();
@@ -344,6 +389,7 @@ impl Session {
             self.signal.raise();
         }
         state.queue.disconnect();
+        state.settle();
         self.tell_drained((0, 0));
     }
 }

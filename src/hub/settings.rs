@@ -24,6 +24,8 @@ pub struct Limits {
     /// The same towards an upstream, which is far away and takes everything: the window is what a round trip can carry.
     pub max_inflight_upstream: u16,
     pub queue: QueueLimits,
+    /// Memory for the messages of all queues together, in bytes.
+    pub max_queue_memory: u64,
     pub max_subscriptions: usize,
     /// Levels of a topic name or filter.
     pub max_topic_levels: usize,
@@ -41,6 +43,7 @@ impl Default for Limits {
             max_inflight: 100,
             max_inflight_upstream: 2000,
             queue: QueueLimits::default(),
+            max_queue_memory: 256 << 20,
             max_subscriptions: 1000,
             max_topic_levels: 200,
             max_retained_messages: 1_000_000,
