@@ -236,8 +236,12 @@ impl Link {
             expiry_interval: publish.expiry_interval,
             accepted_at,
         });
-        if targets.rejecting && publish.qos != QoS::AtMostOnce && targets.would_reject(&message) {
-            return self.refuse(publish.qos, publish.packet_id, Refusal::QuotaExceeded);
+        if targets.rejecting && publish.qos != QoS::AtMostOnce {
+            // What came before it in the batch takes room too.
+            self.flush_runs();
+            if targets.would_reject(&message) {
+                return self.refuse(publish.qos, publish.packet_id, Refusal::QuotaExceeded);
+            }
         }
         let journaled = targets.durable || publish.retain || self.session.durable && publish.qos == QoS::ExactlyOnce;
         let mut receipt = None;

@@ -537,7 +537,10 @@ impl Queue {
             }
             InflightState::Releasing(_) => true,
             InflightState::Released => {
-                self.releases.push_back(id);
+                // Once is enough, however often the peer asks before it reads the answer.
+                if !self.releases.contains(&id) {
+                    self.releases.push_back(id);
+                }
                 true
             }
             InflightState::Published(_) | InflightState::Done => false,
@@ -799,8 +802,10 @@ mod tests {
         assert_eq!(bench.take(), "");
         bench.commit();
         assert_eq!(bench.take(), "!1");
-        assert!(bench.queue.receive(id(1), &bench.signal, &mut bench.ops), "a repeated PUBREC is answered again");
-        assert_eq!(bench.take(), "!1");
+        for _ in 0..3 {
+            assert!(bench.queue.receive(id(1), &bench.signal, &mut bench.ops));
+        }
+        assert_eq!(bench.take(), "!1", "a repeated PUBREC is answered again, but nobody can pile up answers");
         assert!(bench.queue.complete(id(1), &mut bench.ops));
         assert!(!bench.queue.complete(id(1), &mut bench.ops));
     }
