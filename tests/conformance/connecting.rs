@@ -32,6 +32,17 @@ async fn a_connect_that_breaks_a_rule_is_answered_in_its_version_and_closed_on()
         (r#"10 0E 0004 "MQTT" 05 42 003C 00 0001 "c""#, Some(0x81)),
         // [MQTT-3.1.2-16], [MQTT-3.1.2-18]: what no flag announces is there.
         (r#"10 11 0004 "MQTT" 05 02 003C 00 0001 "c" 0001 "u""#, Some(0x81)),
+        // 3.1.1 [MQTT-3.1.2-9], [MQTT-3.1.2-18] to [MQTT-3.1.2-21], [MQTT-3.1.4-1]: the same, and no CONNACK.
+        (r#"10 0D 0004 "MQTT" 04 06 003C 0001 "c""#, None),
+        (r#"10 10 0004 "MQTT" 04 02 003C 0001 "c" 0001 "u""#, None),
+        (r#"10 0D 0004 "MQTT" 04 82 003C 0001 "c""#, None),
+        (r#"10 13 0004 "MQTT" 04 82 003C 0001 "c" 0001 "u" 0001 "p""#, None),
+        (r#"10 10 0004 "MQTT" 04 C2 003C 0001 "c" 0001 "u""#, None),
+        // 3.1.1 [MQTT-3.1.3-3], [MQTT-3.1.3-4], [MQTT-3.1.3-10], [MQTT-3.1.3-11]
+        (r#"10 0A 0004 "MQTT" 04 02 003C"#, None),
+        (r#"10 0D 0004 "MQTT" 04 02 003C 0001 FF"#, None),
+        (r#"10 13 0004 "MQTT" 04 06 003C 0001 "c" 0001 FF 0001 "x""#, None),
+        (r#"10 10 0004 "MQTT" 04 82 003C 0001 "c" 0001 FF"#, None),
         // 3.1.1 [MQTT-3.1.2-22]: a password without a user name.
         (r#"10 10 0004 "MQTT" 04 42 003C 0001 "c" 0001 "p""#, None),
         // [MQTT-3.1.3-3], [MQTT-3.1.3-4]: no client id, or none of UTF-8.
@@ -318,8 +329,12 @@ async fn a_packet_that_breaks_a_rule_ends_the_connection() {
         ("40 03 0001 92", 0x82),
         ("62 03 0001 80", 0x82),
         ("E0 01 01", 0x82),
-        // [MQTT-4.12.0-7], §3.14.2.2.2
+        // [MQTT-4.12.0-7], [MQTT-3.15.2-1]: whatever it says, and more so where that is no reason code of AUTH.
         ("F0 00", 0x82),
+        (r#"F0 06 18 04 15 0001 "x""#, 0x82),
+        (r#"F0 06 19 04 15 0001 "x""#, 0x82),
+        ("F0 02 80 00", 0x82),
+        // §3.14.2.2.2
         ("E0 07 00 05 11 00000001", 0x82),
         // What only a server may send.
         ("20 03 00 00 00", 0x82),

@@ -10,6 +10,7 @@ mod harness;
 
 mod connecting;
 mod manifest;
+mod older;
 mod sessions;
 mod subscribing;
 

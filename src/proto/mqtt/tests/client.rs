@@ -69,6 +69,48 @@ fn the_limits_of_the_server_are_taken_from_its_connack() {
     assert_eq!((limits.receive_maximum, limits.max_packet_size, limits.topic_alias_maximum), (10, 64, 5));
     assert_eq!((limits.maximum_qos, limits.retain_available, limits.keep_alive), (QoS::AtLeastOnce, false, 10));
     assert_eq!((limits.assigned_client_id.as_deref(), limits.wildcard_subscriptions), (Some("id"), false));
+    // [MQTT-3.1.2-21], [MQTT-3.2.2-21]: ten seconds, although it asked for sixty.
+    assert_eq!(peer.client.deadline(), Some(peer.now + Duration::from_secs(10)));
+}
+
+// [MQTT-3.2.2-15], [MQTT-3.2.2-17], [MQTT-3.2.2-18]
+#[test]
+fn nothing_larger_and_no_more_aliases_than_the_server_takes_are_sent() {
+    let mut peer = Peer::connected("20 0B 00 00 08 27 00000010 22 0001");
+    let send = |peer: &mut Peer, topic: &str, payload: &str| {
+        let topic = crate::topic::TopicName::new(topic).unwrap();
+        let message = crate::message::Message::new(topic, payload.to_owned(), QoS::AtMostOnce, Default::default());
+        let head = PublishHead::new(&message, QoS::AtMostOnce);
+        peer.out.clear();
+        peer.client.publish(&head, usize::MAX, peer.now, &mut peer.out).map(|_| peer.out.clone())
+    };
+    let aliased = r#"30 0D 0004 "t/aa" 03 23 0001 "123""#;
+    // Too large, and so the alias has no meaning yet.
+    assert_eq!(send(&mut peer, "t/aa", "123456"), Err(EncodeError::PacketTooLarge));
+    assert_eq!(send(&mut peer, "t/aa", "123"), Ok(bytes(aliased)));
+    assert_eq!(send(&mut peer, "t/aa", "123456"), Ok(bytes(r#"30 0C 0000 03 23 0001 "123456""#)));
+    assert_eq!(send(&mut peer, "t/bb", "1"), Ok(bytes(r#"30 08 0004 "t/bb" 00 "1""#)));
+    let long = [Subscription { filter: "a/long/filter", options: SubscriptionOptions::new(QoS::AtMostOnce) }];
+    assert_eq!(peer.client.subscribe(&long, peer.now, &mut peer.out), Err(EncodeError::PacketTooLarge));
+    let mut peer = Peer::connected("20 03 00 00 00");
+    assert_eq!(send(&mut peer, "t/aa", "1"), Ok(bytes(r#"30 08 0004 "t/aa" 00 "1""#)));
+}
+
+// [MQTT-3.3.2-10]
+#[test]
+fn aliases_of_the_server_are_taken_up_to_the_number_it_was_told() {
+    let mut peer = Peer::new(Options { topic_alias_maximum: 2, ..Options::new("c") });
+    peer.receive("20 03 00 00 00").unwrap();
+    for (text, topic) in [
+        (r#"30 07 0001 "a" 03 23 0001"#, "a"),
+        (r#"30 07 0001 "b" 03 23 0002"#, "b"),
+        ("30 06 0000 03 23 0001", "a"),
+        ("30 06 0000 03 23 0002", "b"),
+    ] {
+        let event = peer.receive(text).unwrap();
+        assert!(event.contains(&format!("topic: {topic:?}")), "{event}");
+    }
+    assert_eq!(peer.receive(r#"30 07 0001 "a" 03 23 0003"#).unwrap_err().reason, ReasonCode::TopicAliasInvalid);
 }
 
 #[test]
