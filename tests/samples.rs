@@ -103,6 +103,7 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, UnixMillis(1_795_000_000_000)).unwrap();
     authority.ensure("client", Usage::Client, &["client"], UnixMillis(1_795_000_000_000)).unwrap();
     fs::write(config.join("cloud.password"), "secret\n").unwrap();
+    fs::write(config.join("cloud.proxy"), "http://plant-7:secret@proxy.example.com:3128\n").unwrap();
     let hash =
         "$6$Vjtl5b0Kxp9BADwc$z8pp6TbiD34mYhP+tEBVUWKJXQVRjVfHhEH7GYyz1qnTe3n+Z+dnC5MpeVg2R7c7ZjICaRkLaYmBmInOTHqT7Q==";
     fs::write(config.join("mosquitto.passwd"), format!("bob:{hash}\n")).unwrap();

@@ -1,5 +1,6 @@
-//! From an address to a stream of bytes: name resolution, TCP, TLS, WebSocket, each failure in words.
+//! From an address to a stream of bytes: name resolution, TCP, HTTP proxy, TLS, WebSocket, each failure in words.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use super::proxy::Proxy;
 use super::url::Url;
 use crate::tls::{ClientTls, explain};
 use crate::websocket::WebSocket;
@@ -26,63 +28,98 @@ pub(super) struct DialError(pub String);
 /// How many addresses of one name are tried; a name with more is a load balancer, where any will do.
 const MAX_ADDRESSES: usize = 8;
 
-/// Connects to `url` until `deadline`. `tls` is needed for `mqtts://` and `wss://`.
-///
-/// # Cancel safety
-/// Dropping it closes what was opened.
-pub(super) async fn dial(
-    url: &Url,
-    tls: Option<&ClientTls>,
-    timeout: Duration,
-    max_packet_size: u32,
-) -> Result<(Box<dyn Transport>, SocketAddr), DialError> {
-    let deadline = Instant::now() + timeout;
-    let (stream, address) = connect(url, deadline, timeout).await?;
-    // Messages are batched here; the kernel's own batching would only add a delay.
-    let _ = stream.set_nodelay(true);
-    let stream: Box<dyn Transport> = match tls {
-        _ if !url.scheme.is_tls() => Box::new(stream),
-        Some(tls) => secure(url, tls, stream, address, deadline, timeout).await?,
-        None => return Err(DialError(format!("{url} needs TLS settings"))),
-    };
-    if !url.scheme.is_web_socket() {
-        return Ok((stream, address));
+/// How an upstream is reached.
+pub(super) struct Way<'a> {
+    pub url: &'a Url,
+    /// Asked for a tunnel to `url`, whose name it resolves.
+    pub proxy: Option<&'a Proxy>,
+    /// Needed for `mqtts://` and `wss://`.
+    pub tls: Option<&'a ClientTls>,
+    /// For all of it.
+    pub timeout: Duration,
+    /// The largest packet that is accepted later.
+    pub max_packet_size: u32,
+}
+
+impl Way<'_> {
+    /// Goes it. Also tells where the TCP connection leads: to the upstream or to the proxy.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes what was opened.
+    pub async fn dial(&self) -> Result<(Box<dyn Transport>, SocketAddr), DialError> {
+        let Self { url, timeout, .. } = self;
+        let deadline = Instant::now() + *timeout;
+        let (stream, address) = match self.proxy {
+            None => connect(url, &url.host, url.port, deadline, *timeout).await?,
+            Some(proxy) => self.tunnel(proxy, deadline).await?,
+        };
+        // Messages are batched here; the kernel's own batching would only add a delay.
+        let _ = stream.set_nodelay(true);
+        let stream: Box<dyn Transport> = match self.tls {
+            _ if !url.scheme.is_tls() => Box::new(stream),
+            Some(tls) => self.secure(tls, stream, address, deadline).await?,
+            None => return Err(DialError(format!("{url} needs TLS settings"))),
+        };
+        if !url.scheme.is_web_socket() {
+            return Ok((stream, address));
+        }
+        match timeout_at(deadline, WebSocket::connect(stream, &url.to_string(), self.max_packet_size)).await {
+            Ok(Ok(stream)) => Ok((Box::new(stream), address)),
+            Ok(Err(error)) => Err(DialError(format!(
+                "{url} ({address}) does not speak MQTT over WebSocket there: {error}; check the port and the path, often \
+                 `/mqtt`"
+            ))),
+            Err(_) => Err(DialError(format!(
+                "{url} ({address}) accepted the connection but did not answer the WebSocket handshake within {timeout:?}; \
+                 is it a WebSocket port?"
+            ))),
+        }
     }
-    match timeout_at(deadline, WebSocket::connect(stream, &url.to_string(), max_packet_size)).await {
-        Ok(Ok(stream)) => Ok((Box::new(stream), address)),
-        Ok(Err(error)) => Err(DialError(format!(
-            "{url} ({address}) does not speak MQTT over WebSocket there: {error}; check the port and the path, often `/mqtt`"
-        ))),
-        Err(_) => Err(DialError(format!(
-            "{url} ({address}) accepted the connection but did not answer the WebSocket handshake within {timeout:?}; is \
-             it a WebSocket port?"
-        ))),
+
+    async fn tunnel(&self, proxy: &Proxy, deadline: Instant) -> Result<(TcpStream, SocketAddr), DialError> {
+        let what = format!("the proxy {proxy}");
+        let (mut stream, address) = connect(&what, &proxy.host, proxy.port, deadline, self.timeout).await?;
+        match timeout_at(deadline, proxy.tunnel(&mut stream, self.url)).await {
+            Ok(Ok(())) => Ok((stream, address)),
+            Ok(Err(said)) => Err(DialError(said)),
+            Err(_) => Err(DialError(format!(
+                "{what} does not answer within {:?}; it may be waiting for {}, check that address",
+                self.timeout,
+                self.url.authority()
+            ))),
+        }
+    }
+
+    async fn secure(
+        &self,
+        tls: &ClientTls,
+        stream: TcpStream,
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Box<dyn Transport>, DialError> {
+        let Self { url, timeout, .. } = self;
+        let name = tls.settings().server_name(&url.host).map_err(|error| DialError(error.to_string()))?;
+        let handshake = TlsConnector::from(tls.config()).connect(name, stream);
+        match timeout_at(deadline, handshake).await {
+            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Err(error)) => Err(DialError(explain::client_handshake(&error, tls.settings(), &url.host))),
+            Err(_) => Err(DialError(format!(
+                "{url} ({address}) accepted the connection but did not answer the TLS handshake within {timeout:?}; is it \
+                 a TLS port?"
+            ))),
+        }
     }
 }
 
-async fn secure(
-    url: &Url,
-    tls: &ClientTls,
-    stream: TcpStream,
-    address: SocketAddr,
+/// A TCP connection to `what`, which stands at `host` and `port`.
+async fn connect(
+    what: &impl fmt::Display,
+    host: &str,
+    port: u16,
     deadline: Instant,
     timeout: Duration,
-) -> Result<Box<dyn Transport>, DialError> {
-    let name = tls.settings().server_name(&url.host).map_err(|error| DialError(error.to_string()))?;
-    let handshake = TlsConnector::from(tls.config()).connect(name, stream);
-    match timeout_at(deadline, handshake).await {
-        Ok(Ok(stream)) => Ok(Box::new(stream)),
-        Ok(Err(error)) => Err(DialError(explain::client_handshake(&error, tls.settings(), &url.host))),
-        Err(_) => Err(DialError(format!(
-            "{url} ({address}) accepted the connection but did not answer the TLS handshake within {timeout:?}; is it a \
-             TLS port?"
-        ))),
-    }
-}
-
-async fn connect(url: &Url, deadline: Instant, timeout: Duration) -> Result<(TcpStream, SocketAddr), DialError> {
-    let Url { host, port, .. } = url;
-    let found = timeout_at(deadline, lookup_host((host.as_str(), *port))).await;
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    let found = timeout_at(deadline, lookup_host((host, port))).await;
     let addresses: Vec<SocketAddr> = match found {
         Ok(Ok(addresses)) => addresses.take(MAX_ADDRESSES).collect(),
         Ok(Err(error)) => {
@@ -99,10 +136,10 @@ async fn connect(url: &Url, deadline: Instant, timeout: Duration) -> Result<(Tcp
         let share = left / u32::try_from(addresses.len() - index).unwrap_or(1);
         match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok((stream, address)),
-            Ok(Err(error)) => failure = refused(url, address, &error),
+            Ok(Err(error)) => failure = refused(what, address, &error),
             Err(_) => {
                 failure = DialError(format!(
-                    "{url} ({address}) did not answer within {timeout:?}; check the network and the firewalls on the way"
+                    "{what} ({address}) did not answer within {timeout:?}; check the network and the firewalls on the way"
                 ));
             }
         }
@@ -110,15 +147,15 @@ async fn connect(url: &Url, deadline: Instant, timeout: Duration) -> Result<(Tcp
     Err(failure)
 }
 
-fn refused(url: &Url, address: SocketAddr, error: &io::Error) -> DialError {
+fn refused(what: &impl fmt::Display, address: SocketAddr, error: &io::Error) -> DialError {
     DialError(match error.kind() {
         io::ErrorKind::ConnectionRefused => {
-            format!("{url} ({address}) refuses connections; is the broker running, and is the port right?")
+            format!("{what} ({address}) refuses connections; is it running, and is the port right?")
         }
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
-            format!("there is no route to {url} ({address}); check this gateway's network")
+            format!("there is no route to {what} ({address}); check this gateway's network")
         }
-        _ => format!("connecting to {url} ({address}) failed: {error}"),
+        _ => format!("connecting to {what} ({address}) failed: {error}"),
     })
 }
 
@@ -131,12 +168,18 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let fails = async |url: &str, expected: &str| {
+        let fails = async |url: &str, proxy: Option<&str>, expected: &str| {
             let url = Url::parse(url).unwrap();
-            let error = dial(&url, None, Duration::from_secs(5), 1024).await.err().unwrap();
+            let proxy = proxy.map(|proxy| Proxy::parse(proxy).unwrap());
+            let (proxy, timeout) = (proxy.as_ref(), Duration::from_secs(5));
+            let way = Way { url: &url, proxy, tls: None, timeout, max_packet_size: 1024 };
+            let error = way.dial().await.err().unwrap();
             assert!(error.0.contains(expected), "{error}");
         };
-        fails(&format!("mqtt://127.0.0.1:{port}"), "refuses connections; is the broker running").await;
-        fails("mqtt://no-such-host.invalid", "`no-such-host.invalid`").await;
+        fails(&format!("mqtt://127.0.0.1:{port}"), None, "refuses connections; is it running").await;
+        fails("mqtt://no-such-host.invalid", None, "`no-such-host.invalid`").await;
+        let proxy = format!("http://127.0.0.1:{port}");
+        let expected = format!("the proxy {proxy} (127.0.0.1:{port}) refuses connections");
+        fails("mqtt://no-such-host.invalid", Some(&proxy), &expected).await;
     }
 }

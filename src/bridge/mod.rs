@@ -10,7 +10,7 @@
 //! | `settings` `rules` `url` | what the operator says, checked; pure |
 //! | `backoff` `words` `marks` | when to try again, what refusals mean, what is written on messages; pure |
 //! | `uplink` | the task: connect, stream, wait, again; pause |
-//! | `dial` `handshake` `stream` `inbound` | one connection: TCP, TLS, WebSocket, CONNECT, messages |
+//! | `dial` `proxy` `handshake` `stream` `inbound` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` | what people and scrapes see |
 //!
 //! Deliberately absent: mapping of response topics (a reply goes where the request says, on this side), and more than
@@ -22,6 +22,7 @@ mod dial;
 mod handshake;
 mod inbound;
 mod marks;
+pub mod proxy;
 pub mod rules;
 mod settings;
 mod stream;
@@ -44,7 +45,7 @@ use crate::topic::SharedFilter;
 use condition::{Condition, Counters, Shared};
 
 pub use condition::{DropReason, Phase};
-pub use settings::{Checked, Settings, SettingsError, VersionChoice};
+pub use settings::{AddressOrder, Checked, Settings, SettingsError, VersionChoice};
 
 /// One upstream, bound: its session exists and keeps what is published from now on.
 pub struct Upstream {

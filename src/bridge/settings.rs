@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::backoff;
+use super::proxy::Proxy;
 use super::rules::{Direction, RuleError, RuleSettings, Rules};
 use super::url::Url;
 use crate::hub::QueueLimits;
@@ -18,8 +19,11 @@ pub struct Settings {
     /// Unique among the upstreams; stands in topics, so no `/`, `+` or `#`. It also names the queue: an upstream under
     /// a new name starts with an empty one.
     pub name: String,
-    /// Where it is reached: tried in this order, starting over with the first after each lost connection. At least one.
+    /// Where it is reached; at least one.
     pub urls: Vec<Url>,
+    pub address_order: AddressOrder,
+    /// On the way to all of `urls`. Its name is resolved here, theirs there.
+    pub proxy: Option<Proxy>,
     pub version: VersionChoice,
     /// `None` is `{gateway}-{name}`.
     pub client_id: Option<String>,
@@ -53,6 +57,16 @@ pub struct Settings {
     pub backoff: backoff::Settings,
 }
 
+/// Which of several addresses is tried first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AddressOrder {
+    /// The first is the main one: each lost connection starts over with it.
+    #[default]
+    Ordered,
+    /// All are equal: a lost connection goes on with the next.
+    RoundRobin,
+}
+
 /// Which MQTT to speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum VersionChoice {
@@ -69,6 +83,8 @@ impl Settings {
         Self {
             name: name.into(),
             urls: vec![url],
+            address_order: AddressOrder::Ordered,
+            proxy: None,
             version: VersionChoice::Newest,
             client_id: None,
             username: None,

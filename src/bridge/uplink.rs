@@ -10,9 +10,9 @@ use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
 use super::condition::Phase;
-use super::dial::dial;
+use super::dial::Way;
 use super::handshake::{Unwelcome, greet};
-use super::settings::VersionChoice;
+use super::settings::{AddressOrder, VersionChoice};
 use super::stream::{End, Stream};
 use super::url::Url;
 use super::words::{self, Who};
@@ -52,6 +52,8 @@ struct Uplink<'a> {
     stop: Stop,
     backoff: Backoff,
     tls: Option<ClientTls>,
+    /// Index of the address after the one used last, where they take turns.
+    next_address: usize,
     /// What is spoken on the next attempt.
     version: Version,
     /// Whether a 3.1.1 upstream is told that we are a bridge, as Mosquitto's `try_private` does: one that knows the word
@@ -89,6 +91,7 @@ impl<'a> Uplink<'a> {
             stop,
             backoff: Backoff::new(upstream.settings.backoff),
             tls: None,
+            next_address: 0,
             version: match upstream.settings.version {
                 VersionChoice::Newest | VersionChoice::V5 => Version::V5,
                 VersionChoice::V3_1_1 => Version::V3_1_1,
@@ -128,7 +131,14 @@ impl<'a> Uplink<'a> {
     /// were asked to stop.
     async fn round(&mut self) -> Option<String> {
         let mut failure = String::new();
-        for url in &self.upstream.settings.urls {
+        let urls = &self.upstream.settings.urls;
+        let first = match self.upstream.settings.address_order {
+            AddressOrder::Ordered => 0,
+            AddressOrder::RoundRobin => self.next_address,
+        };
+        for index in (first..first + urls.len()).map(|index| index % urls.len()) {
+            let url = &urls[index];
+            self.next_address = index + 1;
             // What is learnt about an upstream narrows the choice each time; the bound is for one that contradicts itself.
             for _ in 0..4 {
                 match self.attempt(url).await {
@@ -217,9 +227,14 @@ impl<'a> Uplink<'a> {
         if url.scheme.is_tls() {
             self.load_tls().map_err(Attempt::Failed)?;
         }
-        let (mut transport, address) = dial(url, self.tls.as_ref(), settings.connect_timeout, settings.max_packet_size)
-            .await
-            .map_err(|error| Attempt::Failed(error.0))?;
+        let way = Way {
+            url,
+            proxy: settings.proxy.as_ref(),
+            tls: self.tls.as_ref(),
+            timeout: settings.connect_timeout,
+            max_packet_size: settings.max_packet_size,
+        };
+        let (mut transport, address) = way.dial().await.map_err(|error| Attempt::Failed(error.0))?;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let greeted = match greet(&mut transport, self.options(), left).await {
             Ok(greeted) => greeted,

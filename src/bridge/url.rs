@@ -90,35 +90,45 @@ impl Url {
         if rest.contains(['/', '?', '#']) {
             return Err(UrlError::Path);
         }
-        let (host, port) = match rest.strip_prefix('[') {
-            Some(rest) => {
-                let (host, port) = rest.split_once(']').ok_or(UrlError::Host)?;
-                host.parse::<std::net::Ipv6Addr>().map_err(|_| UrlError::Host)?;
-                (host, port.strip_prefix(':').or(port.is_empty().then_some("")).ok_or(UrlError::Host)?)
-            }
-            None => rest.split_once(':').unwrap_or((rest, "")),
-        };
-        if port.contains(':') {
-            return Err(UrlError::Brackets);
-        }
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err(UrlError::Host);
-        }
-        let port = match port {
-            "" if rest.ends_with(':') => return Err(UrlError::Port),
-            "" => scheme.default_port(),
-            port => port.parse().ok().filter(|port| *port != 0).ok_or(UrlError::Port)?,
-        };
-        Ok(Self { scheme, host: host.into(), port, path: path.into() })
+        let (host, port) = host_and_port(rest)?;
+        Ok(Self { scheme, host, port: port.unwrap_or(scheme.default_port()), path: path.into() })
     }
+
+    /// `HOST:PORT`, an IPv6 address in brackets.
+    pub fn authority(&self) -> String {
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        format!("{open}{}{close}:{}", self.host, self.port)
+    }
+}
+
+/// Takes `HOST[:PORT]` apart; an IPv6 address stands in brackets, which are taken off.
+pub(super) fn host_and_port(text: &str) -> Result<(String, Option<u16>), UrlError> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']').ok_or(UrlError::Host)?;
+            host.parse::<std::net::Ipv6Addr>().map_err(|_| UrlError::Host)?;
+            (host, port.strip_prefix(':').or(port.is_empty().then_some("")).ok_or(UrlError::Host)?)
+        }
+        None => text.split_once(':').unwrap_or((text, "")),
+    };
+    if port.contains(':') {
+        return Err(UrlError::Brackets);
+    }
+    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(UrlError::Host);
+    }
+    let port = match port {
+        "" if text.ends_with(':') => return Err(UrlError::Port),
+        "" => None,
+        port => Some(port.parse().ok().filter(|port| *port != 0).ok_or(UrlError::Port)?),
+    };
+    Ok((host.into(), port))
 }
 
 /// The spelling that [`Url::parse`] reads, always with its port.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { scheme, host, port, path } = self;
-        let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{}://{open}{host}{close}:{port}{path}", scheme.name())
+        write!(f, "{}://{}{}", self.scheme.name(), self.authority(), self.path)
     }
 }
 

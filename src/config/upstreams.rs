@@ -8,9 +8,10 @@ use super::scalar::{Name, Origin, Scalar, Size, words};
 use super::source::Span;
 use super::table::Table;
 use super::tls;
+use crate::bridge::proxy::Proxy;
 use crate::bridge::rules::{Direction, Naming, Provenance, Retain, Rule, RuleSettings};
 use crate::bridge::url::Url;
-use crate::bridge::{Settings, VersionChoice};
+use crate::bridge::{AddressOrder, Settings, VersionChoice};
 use crate::hub::{QueueLimits, WhenFull};
 use crate::message::QoS;
 use crate::secret::Secret;
@@ -24,6 +25,17 @@ words!(Provenance, "what messages say of their origin", "omit" => Provenance::Om
 
 impl Scalar for Url {
     const SHAPE: &'static str = "`mqtts://HOST[:PORT]`, `wss://HOST[:PORT]/PATH` or, unencrypted, `mqtt://…`, `ws://…`";
+    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| error.to_string())
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Scalar for Proxy {
+    const SHAPE: &'static str = "`http://[USER:PASSWORD@]HOST:PORT`, best as `file:PATH` where there is a password";
+    const SECRET: bool = true;
     fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
         Self::parse(text).map_err(|error| error.to_string())
     }
@@ -51,6 +63,10 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
     if urls.is_empty() && table.place_of("url").is_none() {
         table.missing("url", "add `url: mqtts://HOST`");
     }
+    let meaning = "Several addresses are equal: a lost connection goes on with the next, not with the first.";
+    let round_robin = table.value("round_robin", meaning).or(false);
+    let meaning = "The HTTP proxy on the way to the broker, asked for a tunnel by CONNECT.";
+    let proxy = table.value::<Proxy>("proxy", meaning).optional();
     let defaults = urls.first().map(|url| Settings::new("", url.value.clone()));
     let defaults = defaults.unwrap_or_else(|| Settings { urls: Vec::new(), ..Settings::new("", placeholder()) });
     let version = table.value("version", "The MQTT version; `newest` tries 5 first.").or(defaults.version);
@@ -100,6 +116,8 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
     let settings = Settings {
         name,
         urls: urls.into_iter().map(|url| url.value).collect(),
+        address_order: if round_robin { AddressOrder::RoundRobin } else { AddressOrder::Ordered },
+        proxy,
         version,
         client_id,
         username,

@@ -23,10 +23,10 @@ use super::peer::PATIENCE;
 use super::{Gateway, hub_in_memory, hub_on_disk, rule, until};
 
 /// A second instance of our broker, with a subscriber whose session keeps everything.
-struct Cloud {
+pub struct Cloud {
     hub: Hub,
     subscriber: Link,
-    address: SocketAddr,
+    pub address: SocketAddr,
     tls: ClientSettings,
     _directory: tempfile::TempDir,
     _shutdown: watch::Sender<bool>,
@@ -35,18 +35,19 @@ struct Cloud {
 
 impl Cloud {
     async fn start() -> Self {
-        Self::start_over(listener::Transport::Mqtt).await
+        Self::start_at(Scheme::Tls).await
     }
 
-    async fn start_over(transport: listener::Transport) -> Self {
+    /// Listens for what speaks `scheme`.
+    pub async fn start_at(scheme: Scheme) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let hub = hub_in_memory();
         let now = hub.clock().now();
         let authority = Authority::open(directory.path(), now).unwrap();
         let issued = authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, now).unwrap();
         let settings = listener::Settings {
-            tls: Some(issued.server_settings()),
-            transport,
+            tls: scheme.is_tls().then(|| issued.server_settings()),
+            transport: if scheme.is_web_socket() { listener::Transport::WebSocket } else { listener::Transport::Mqtt },
             ..listener::Settings::new("cloud", "127.0.0.1:0".parse().unwrap())
         };
         let listener = Listener::bind(settings, hub.clone()).await.unwrap();
@@ -64,7 +65,13 @@ impl Cloud {
 
     /// Settings of an upstream that reaches this cloud over `line`.
     fn upstream(&self, line: &Line) -> Settings {
-        let url = Url { scheme: Scheme::Tls, host: "localhost".into(), port: line.address.port(), path: String::new() };
+        self.upstream_at(Scheme::Tls, line.address.port())
+    }
+
+    /// Settings of an upstream that reaches this cloud at a port of `localhost`.
+    pub fn upstream_at(&self, scheme: Scheme, port: u16) -> Settings {
+        let path = if scheme.is_web_socket() { "/mqtt" } else { "" };
+        let url = Url { scheme, host: "localhost".into(), port, path: path.into() };
         Settings {
             outgoing: vec![rule("devices/#", QoS::ExactlyOnce)],
             incoming: vec![rule("devices/+/+/set", QoS::ExactlyOnce)],
@@ -79,7 +86,7 @@ impl Cloud {
     }
 
     /// What has arrived: topic and payload, until `done` says that it is all.
-    async fn arrivals(&mut self, mut done: impl FnMut(&[(String, String)]) -> bool) -> Vec<(String, String)> {
+    pub async fn arrivals(&mut self, mut done: impl FnMut(&[(String, String)]) -> bool) -> Vec<(String, String)> {
         let mut arrived = Vec::new();
         while !done(&arrived) {
             let batch = timeout(PATIENCE, self.subscriber.next()).await.unwrap_or_else(|_| {
@@ -283,11 +290,9 @@ async fn a_half_open_line_is_noticed_by_its_silence() {
 
 #[tokio::test]
 async fn messages_go_up_over_websocket_and_a_wrong_port_says_what_to_check() {
-    let mut cloud = Cloud::start_over(listener::Transport::WebSocket).await;
+    let mut cloud = Cloud::start_at(Scheme::SecureWebSocket).await;
     let line = Line::reliable_to(cloud.address).await;
-    let url =
-        |scheme, path: &str| Url { scheme, host: "localhost".into(), port: line.address.port(), path: path.into() };
-    let secure = Settings { urls: vec![url(Scheme::SecureWebSocket, "/mqtt")], ..cloud.upstream(&line) };
+    let secure = cloud.upstream_at(Scheme::SecureWebSocket, line.address.port());
     let mut gateway = Gateway::on(hub_in_memory(), secure);
     gateway.publish("devices/m/v", &"x".repeat(200_000), QoS::ExactlyOnce).await;
     gateway.publish("devices/m/v", "2", QoS::AtLeastOnce).await;
@@ -299,9 +304,8 @@ async fn messages_go_up_over_websocket_and_a_wrong_port_says_what_to_check() {
     // MQTT where WebSocket is asked for.
     let other = Cloud::start().await;
     let line = Line::reliable_to(other.address).await;
-    let port = line.address.port();
-    let url = Url { scheme: Scheme::SecureWebSocket, host: "localhost".into(), port, path: "/".into() };
-    let gateway = Gateway::on(hub_in_memory(), Settings { urls: vec![url], ..other.upstream(&line) });
+    let wrong = other.upstream_at(Scheme::SecureWebSocket, line.address.port());
+    let gateway = Gateway::on(hub_in_memory(), wrong);
     until("the reason is told", || gateway.reason().is_some()).await;
     let reason = gateway.reason().unwrap();
     assert!(reason.contains("does not speak MQTT over WebSocket there"), "{reason}");

@@ -3,13 +3,14 @@
 mod cloud;
 mod loops;
 mod peer;
+mod proxy;
 
 use std::path::Path;
 use std::time::Duration;
 
 use fieldgate::bridge::backoff;
 use fieldgate::bridge::rules::{Naming, Provenance, RuleSettings};
-use fieldgate::bridge::{Handle, Phase, Settings, Upstream, VersionChoice};
+use fieldgate::bridge::{AddressOrder, Handle, Phase, Settings, Upstream, VersionChoice};
 use fieldgate::clock::Clock;
 use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Outcome, SubscribeOptions};
 use fieldgate::message::{Message, QoS};
@@ -554,6 +555,20 @@ async fn an_unreachable_upstream_is_told_from_a_refusing_one_and_its_next_addres
     let last_error = status.facts.iter().find(|(label, _)| *label == "last error").unwrap();
     assert!(last_error.1.contains(&format!("{dead} (127.0.0.1:{}) refuses connections", dead.port)), "{last_error:?}");
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn equal_addresses_take_turns_and_the_main_one_comes_first() {
+    for (order, expected) in [(AddressOrder::RoundRobin, [0, 1, 2, 0]), (AddressOrder::Ordered, [0, 0, 0, 0])] {
+        let peers = [Peer::bind().await, Peer::bind().await, Peer::bind().await];
+        let urls = peers.iter().map(Peer::url).collect();
+        let gateway = Gateway::start(Settings { urls, address_order: order, ..settings(&peers[0]) });
+        for index in expected {
+            // Dropped at once: the connection is lost.
+            peers[index].welcome(false, &[]).await;
+        }
+        gateway.stop().await;
+    }
 }
 
 #[tokio::test]

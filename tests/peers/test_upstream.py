@@ -116,7 +116,8 @@ listener {self.plain} 127.0.0.1
 
 
 class Gateway:
-    def __init__(self, directory, cloud, password="secret", ca=None, version="newest"):
+    def __init__(self, directory, cloud, password="secret", ca=None, version="newest", more=""):
+        """`more` is a line for the upstream's settings."""
         directory.mkdir()
         self.port = free_port()
         self.config, self.log = directory / "fieldgate.yaml", directory / "log"
@@ -136,6 +137,7 @@ upstreams:
     tls: {{ ca: {ca or cloud.ca}/ca.pem, certificate: {cloud.client_certificate}, key: {cloud.client_key} }}
     out: [ {{ filter: "devices/#", qos: 2, remote_prefix: "{{gateway}}/" }} ]
     in: [ {{ filter: "devices/+/+/set", qos: 2, remote_prefix: "{{gateway}}/" }} ]
+    {more}
 """)
         self.start()
 
@@ -163,6 +165,31 @@ upstreams:
 
     def says(self, text):
         until(self.log.read_text, lambda: text in self.log.read_text())
+
+
+class Tinyproxy:
+    """An HTTP proxy that asks for a login and lets tunnels through to one port."""
+
+    def __init__(self, directory, to):
+        self.port = free_port()
+        self.log, config = directory / "tinyproxy.log", directory / "tinyproxy.conf"
+        config.write_text(f"""
+Port {self.port}
+Listen 127.0.0.1
+Allow 127.0.0.1
+BasicAuth plant secret
+ConnectPort {to}
+""")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(["tinyproxy", "-d", "-c", config], stdout=log, stderr=log)
+        def listens():
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        until(self.log.read_text, listens)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -233,3 +260,24 @@ def test_a_refusal_says_what_to_change(cloud, tmp_path):
         gateway.says("not authorized (0x87); check the password of the user `plant`")
     with running(Gateway(tmp_path / "wrong-ca", cloud, ca=stranger)) as gateway:
         gateway.says("signed by an authority that is not in")
+
+
+def test_a_real_proxy_lets_the_tunnel_through_and_its_refusals_say_what_to_change(cloud, tmp_path):
+    cloud.start()
+    cloud.keep("plant-7/#")
+    proxy = Tinyproxy(tmp_path, cloud.tls)
+    try:
+        right = f"proxy: http://plant:secret@127.0.0.1:{proxy.port}"
+        with running(Gateway(tmp_path / "through", cloud, more=right)) as gateway:
+            gateway.says("upstream connected")
+            gateway.publish("devices/m/v", ["1", "2", "3"], 2)
+            assert cloud.collect("plant-7/#", 3) == ["1", "2", "3"]
+        assert "CONNECT localhost" in proxy.log.read_text(), proxy.log.read_text()
+        wrong = f"proxy: http://plant:wrong@127.0.0.1:{proxy.port}"
+        with running(Gateway(tmp_path / "wrong-password", cloud, more=wrong)) as gateway:
+            gateway.says("check the password of the user `plant` in `proxy`")
+        cloud.tls = cloud.plain
+        with running(Gateway(tmp_path / "forbidden", cloud, more=right)) as gateway:
+            gateway.says("it does not let this gateway through to localhost")
+    finally:
+        proxy.stop()
