@@ -10,7 +10,7 @@
 //!
 //! | floor | modules | what |
 //! | --- | --- | --- |
-//! | 0 | [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] | words; no I/O, no async |
+//! | 0 | [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] [`throttle`] | words; no I/O, no async |
 //! | 1 | [`proto`] | sans-I/O protocols: bytes and `now` in, actions out |
 //! | 2 | [`store`] [`tls`] [`websocket`] | the only SQL; certificates and keys for rustls; MQTT in WebSocket frames |
 //! | 3 | [`hub`] | access, routes, retained messages, sessions and their queues |
@@ -48,6 +48,7 @@ pub mod observe;
 pub mod reading;
 pub mod secret;
 pub mod signal;
+pub mod throttle;
 pub mod topic;
 
 pub mod proto;

@@ -12,6 +12,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("reading", 0),
     ("secret", 0),
     ("signal", 0),
+    ("throttle", 0),
     ("topic", 0),
     ("proto", 1),
     ("store", 2),

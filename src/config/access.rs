@@ -13,6 +13,7 @@ use crate::hub::access::mosquitto::{FileError, parse_passwords, parse_rules};
 use crate::hub::access::{self, Anonymous, Pattern, Rule, Subject, User, is_password_hash};
 use crate::hub::{Limits, QueueLimits, WhenFull};
 use crate::secret::Secret;
+use crate::throttle::AddressLimits;
 
 words!(WhenFull, "what to do when full", "drop_oldest" => WhenFull::DropOldest, "drop_newest" => WhenFull::DropNewest,
     "reject" => WhenFull::Reject);
@@ -43,6 +44,11 @@ pub(super) fn limits(table: &mut Table<'_>) -> Limits {
     let defaults = Limits::default();
     let queue = queue_limits(table, "", defaults.queue);
     Limits {
+        max_connections: table
+            .value("global_max_connections", "Connections of clients at a time, on all listeners together.")
+            .range(1..=10_000_000)
+            .or(defaults.max_connections),
+        addresses: address_limits(table),
         max_inflight: table
             .value("max_inflight_messages", "QoS 1 and 2 messages sent to one client and not yet acknowledged.")
             .range(1..=u16::MAX)
@@ -82,6 +88,35 @@ pub(super) fn limits(table: &mut Table<'_>) -> Limits {
             .optional(),
         // Each upstream has a limit of its own.
         max_inflight_upstream: u16::MAX,
+    }
+}
+
+fn address_limits(table: &mut Table<'_>) -> AddressLimits {
+    let defaults = AddressLimits::default();
+    AddressLimits {
+        max_connections: table
+            .value("max_connections_per_address", "Connections that one address may have, on all listeners together.")
+            .range(1..=1_000_000)
+            .or(defaults.max_connections),
+        connection_rate: table
+            .value("max_connection_rate", "Connections per second that one address may open; 0 for no limit.")
+            .range(0..=1_000_000)
+            .or(defaults.connection_rate),
+        connection_burst: table
+            .value("connection_burst", "Connections that an address which was quiet may open at once.")
+            .range(1..=1_000_000)
+            .or(defaults.connection_burst),
+        login_failures: table
+            .value("max_login_failures", "Wrong passwords of one address before it has to wait, 1 s, then 2 s, 4 s, ….")
+            .range(0..=1_000_000)
+            .or(defaults.login_failures),
+        max_login_delay: table
+            .value("max_login_delay", "The longest wait after a wrong password; 0s for no waits.")
+            .range(Duration::ZERO..=Duration::from_secs(86_400))
+            .or(defaults.max_login_delay),
+        limit_loopback: table
+            .value("limit_loopback", "Whether these limits of an address hold for this machine too.")
+            .or(defaults.limit_loopback),
     }
 }
 

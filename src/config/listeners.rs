@@ -10,7 +10,7 @@ use super::scalar::{Name, Size, words};
 use super::table::Table;
 use super::tls;
 use crate::hub::access::{self, Anonymous};
-use crate::listener::{Address, AddressLimits, Settings, Transport};
+use crate::listener::{Address, Settings, Transport};
 use crate::proto::mqtt::server;
 
 words!(Transport, "a protocol", "mqtt" => Transport::Mqtt, "websockets" => Transport::WebSocket);
@@ -19,12 +19,10 @@ words!(Transport, "a protocol", "mqtt" => Transport::Mqtt, "websockets" => Trans
 pub(super) struct ConnectionLimits {
     pub max_connections: usize,
     pub limits: server::Settings,
-    pub addresses: AddressLimits,
 }
 
 pub(super) fn limits(table: &mut Table<'_>) -> ConnectionLimits {
     let defaults = server::Settings::default();
-    let addresses = address_limits(table);
     let max_packet_size = table
         .value("max_packet_size", "The largest packet accepted from a client.")
         .range(Size(1024)..=Size::mib(256))
@@ -53,32 +51,6 @@ pub(super) fn limits(table: &mut Table<'_>) -> ConnectionLimits {
                 .optional()
                 .map(|interval| u16::try_from(interval.as_secs()).unwrap_or(u16::MAX)),
         },
-        addresses,
-    }
-}
-
-fn address_limits(table: &mut Table<'_>) -> AddressLimits {
-    let defaults = AddressLimits::default();
-    AddressLimits {
-        connection_rate: table
-            .value("max_connection_rate", "Connections per second that one address may open; 0 for no limit.")
-            .range(0..=1_000_000)
-            .or(defaults.connection_rate),
-        connection_burst: table
-            .value("connection_burst", "Connections that an address which was quiet may open at once.")
-            .range(1..=1_000_000)
-            .or(defaults.connection_burst),
-        login_failures: table
-            .value("max_login_failures", "Wrong passwords of one address before it has to wait, 1 s, then 2 s, 4 s, ….")
-            .range(0..=1_000_000)
-            .or(defaults.login_failures),
-        max_login_delay: table
-            .value("max_login_delay", "The longest wait after a wrong password; 0s for no waits.")
-            .range(Duration::ZERO..=Duration::from_secs(86_400))
-            .or(defaults.max_login_delay),
-        limit_loopback: table
-            .value("limit_loopback", "Whether these limits of an address hold for this machine too.")
-            .or(defaults.limit_loopback),
     }
 }
 
@@ -131,7 +103,6 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
             certificate_users,
             max_connections,
             limits: limits.limits.clone(),
-            addresses: limits.addresses.clone(),
         })
     });
     table.cx.unique("listeners", names.iter().map(|name| (name.value.0.as_str(), name.span)));
@@ -142,6 +113,5 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
     let owner = "the default listener".to_owned();
     table.cx.claim(Claim { resource: Resource::TcpListen(address), place: table.place, owner });
     let max_connections = limits.max_connections;
-    let addresses = limits.addresses.clone();
-    vec![Settings { max_connections, addresses, limits: limits.limits.clone(), ..Settings::new("local", address) }]
+    vec![Settings { max_connections, limits: limits.limits.clone(), ..Settings::new("local", address) }]
 }

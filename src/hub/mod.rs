@@ -7,6 +7,7 @@
 //! Locks are taken in this order, and none is held across an `.await`: sessions, one session's state, routes, rights.
 
 pub mod access;
+mod admission;
 mod delivery;
 mod link;
 mod memory;
@@ -41,6 +42,7 @@ use retained::{Change, Retained};
 use routes::Routes;
 use session::{Attachment, Session, State, submit};
 
+pub use admission::{Admission, Place, Refused};
 pub use link::{Link, Outcome, Pressure, Publish, Refusal, Released, SubscribeError, Subscribed};
 pub use queue::{Delivery, Outbound, PacketId, QueueLimits, WhenFull};
 pub use report::{Counters, SessionSummary};
@@ -77,6 +79,7 @@ struct Shared {
     clock: Clock,
     store: Option<Store>,
     memory: Arc<Memory>,
+    admission: Arc<Admission>,
     access: RwLock<Arc<Access>>,
     routes: RwLock<Routes<Subscriber>>,
     /// Grows with every change of routes or rights: what was looked up under another version is stale.
@@ -108,6 +111,7 @@ impl Hub {
         let next_session = sessions.iter().map(|session| session.record.id.0 + 1).max().unwrap_or(1);
         let hub = Self(Arc::new(Shared {
             memory: Memory::new(settings.limits.max_queue_memory),
+            admission: Admission::new(settings.limits.addresses.clone(), settings.limits.max_connections),
             limits: settings.limits,
             clock,
             store: running,
@@ -194,6 +198,11 @@ impl Hub {
 
     pub fn counters(&self) -> &Counters {
         &self.0.counters
+    }
+
+    /// Which connections are taken, on whatever listener.
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.0.admission
     }
 
     pub fn access(&self) -> Arc<Access> {

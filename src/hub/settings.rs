@@ -8,6 +8,7 @@ use super::access::{self, Identity};
 use super::queue::QueueLimits;
 use super::session::{Face, SessionExpiry};
 use crate::message::{Message, QoS};
+use crate::throttle::AddressLimits;
 
 /// How the hub is set up.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +20,10 @@ pub struct Settings {
 /// What one client, and all of them together, may use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
+    /// Connections of clients at a time, on all listeners together.
+    pub max_connections: usize,
+    /// What one address may do, on all listeners together.
+    pub addresses: AddressLimits,
     /// QoS 1 and 2 messages sent to one client and not yet acknowledged.
     pub max_inflight: u16,
     /// The same towards an upstream, which is far away and takes everything: the window is what a round trip can carry.
@@ -40,6 +45,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            max_connections: 20_000,
+            addresses: AddressLimits::default(),
             max_inflight: 100,
             max_inflight_upstream: 2000,
             queue: QueueLimits::default(),

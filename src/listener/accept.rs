@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::throttle::Admission;
+use super::counters::{Admitted, Refusal};
 use super::{Address, DRAIN_TIMEOUT, Shared, connection};
 
 /// Connections that wait to be accepted: a storm of clients after a power cut should not see refusals.
@@ -142,20 +142,8 @@ async fn accept_all(socket: &Socket, shared: &Arc<Shared>, connections: &mut Joi
                 backoff = ACCEPT_BACKOFF.0;
                 shared.counters.accept_fails.store(false, Ordering::Relaxed);
                 // Before the handshakes: refusing must cost less than asking.
-                if !may_connect(shared, &accepted) {
-                    continue;
-                }
-                match shared.counters.admit(shared.max_connections) {
-                    Some(admitted) => {
-                        connections.spawn(connection::serve(accepted, shared.clone(), admitted));
-                    }
-                    None => {
-                        // Once per episode: the counter has the rest.
-                        if !shared.counters.full.swap(true, Ordering::Relaxed) {
-                            let limit = shared.max_connections;
-                            warn!(listener = shared.name, limit, "connections are refused: the limit is reached");
-                        }
-                    }
+                if let Some(admitted) = admit(shared, accepted.address()) {
+                    connections.spawn(connection::serve(accepted, shared.clone(), admitted));
                 }
             }
             // The peer was gone before we came.
@@ -172,16 +160,30 @@ async fn accept_all(socket: &Socket, shared: &Arc<Shared>, connections: &mut Joi
     }
 }
 
-/// Whether the peer's address has not had its share of connections yet.
-fn may_connect(shared: &Shared, accepted: &Accepted) -> bool {
-    let address = accepted.address();
-    let Admission::Refused { first } = shared.throttle.admit(address, Instant::now()) else { return true };
-    shared.counters.rate_limited.fetch_add(1, Ordering::Relaxed);
-    // Once per episode: the counter has the rest.
-    if first && let Some(address) = address {
-        warn!(listener = shared.name, %address, "connections are refused: the address opens too many per second");
+/// Takes a place for a connection from `address`, if there is one.
+pub(super) fn admit(shared: &Shared, address: Option<IpAddr>) -> Option<Admitted> {
+    let counters = &shared.counters;
+    let result = match counters.admit(shared.max_connections) {
+        Some(counted) => match shared.hub.admission().admit(address, Instant::now()) {
+            Ok(place) => Ok(Admitted(counted, place)),
+            Err(refused) => Err(Refusal::Gateway(refused)),
+        },
+        None => Err(Refusal::ListenerFull),
+    };
+    // Each kind once per episode: the counters have the rest.
+    match result {
+        Ok(admitted) => {
+            counters.admitted();
+            Some(admitted)
+        }
+        Err(refusal) => {
+            if counters.refuse(refusal) {
+                let address = address.map(tracing::field::display);
+                warn!(listener = shared.name, address, "connections are refused: {refusal}");
+            }
+            None
+        }
     }
-    false
 }
 
 fn is_peers_fault(error: &io::Error) -> bool {

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use thiserror::Error;
 
 use super::{Shared, Transport};
 use crate::clock::UnixMillis;
+use crate::hub::{Place, Refused};
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
 use crate::proto::mqtt::ReasonCode;
 
@@ -16,8 +18,7 @@ pub(super) struct Counters {
     since: UnixMillis,
     current: Arc<AtomicUsize>,
     pub total: AtomicU64,
-    pub refused: AtomicU64,
-    pub rate_limited: AtomicU64,
+    refused: [Refusals; 4],
     pub failed_logins: AtomicU64,
     /// Logins refused unchecked, after too many wrong passwords from their address.
     pub delayed_logins: AtomicU64,
@@ -31,16 +32,52 @@ pub(super) struct Counters {
     /// Messages larger than their receiver takes.
     pub too_large: AtomicU64,
     protocol_errors: Mutex<BTreeMap<ReasonCode, u64>>,
-    /// The limit of connections is reached.
-    pub full: AtomicBool,
     pub accept_fails: AtomicBool,
 }
 
-/// The place of one connection; dropping it gives the place back.
-#[derive(Debug)]
-pub(super) struct Admitted(Arc<AtomicUsize>);
+/// Connections refused for one reason.
+#[derive(Debug, Default)]
+struct Refusals {
+    count: AtomicU64,
+    /// The last connection was refused for it.
+    lasting: AtomicBool,
+}
 
-impl Drop for Admitted {
+/// Why a connection is refused unheard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(super) enum Refusal {
+    #[error("the listener has as many connections as its `max_connections` allows")]
+    ListenerFull,
+    #[error("{0}")]
+    Gateway(Refused),
+}
+
+impl Refusal {
+    /// In the order of [`Refusal::index`], as the `reason` label of the metric.
+    const NAMES: [&str; 4] = ["listener_full", "gateway_full", "address_full", "address_rate"];
+
+    fn index(self) -> usize {
+        match self {
+            Self::ListenerFull => 0,
+            Self::Gateway(Refused::GatewayFull) => 1,
+            Self::Gateway(Refused::AddressFull) => 2,
+            Self::Gateway(Refused::TooFast) => 3,
+        }
+    }
+}
+
+/// The places of one connection, with the listener and with the gateway; dropping it gives them back.
+#[derive(Debug)]
+pub(super) struct Admitted(
+    #[expect(dead_code, reason = "held for its drop")] pub Counted,
+    #[expect(dead_code, reason = "held for its drop")] pub Place,
+);
+
+/// A connection in the listener's count.
+#[derive(Debug)]
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -52,8 +89,7 @@ impl Counters {
             since,
             current: Arc::default(),
             total: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            rate_limited: AtomicU64::new(0),
+            refused: Default::default(),
             failed_logins: AtomicU64::new(0),
             delayed_logins: AtomicU64::new(0),
             failed_handshakes: AtomicU64::new(0),
@@ -65,21 +101,32 @@ impl Counters {
             bytes_out: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             protocol_errors: Mutex::default(),
-            full: AtomicBool::new(false),
             accept_fails: AtomicBool::new(false),
         }
     }
 
     /// Counts a connection, unless there are `max` already.
-    pub fn admit(&self, max: usize) -> Option<Admitted> {
+    pub fn admit(&self, max: usize) -> Option<Counted> {
         if self.current.load(Ordering::Relaxed) >= max {
-            self.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        self.full.store(false, Ordering::Relaxed);
         self.current.fetch_add(1, Ordering::Relaxed);
+        Some(Counted(self.current.clone()))
+    }
+
+    /// Notes a connection that was let in.
+    pub fn admitted(&self) {
         self.total.fetch_add(1, Ordering::Relaxed);
-        Some(Admitted(self.current.clone()))
+        for refusals in &self.refused {
+            refusals.lasting.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes one that was not; true for the first of its kind since one was let in.
+    pub fn refuse(&self, refusal: Refusal) -> bool {
+        let refusals = &self.refused[refusal.index()];
+        refusals.count.fetch_add(1, Ordering::Relaxed);
+        !refusals.lasting.swap(true, Ordering::Relaxed)
     }
 
     pub fn protocol_error(&self, reason: ReasonCode) {
@@ -130,12 +177,6 @@ impl Observe for Shared {
             metrics.counter(name, help, labels, counter.load(Ordering::Relaxed));
         };
         count("fieldgate_listener_connections_total", "Connections accepted.", &counters.total);
-        count("fieldgate_listener_connections_refused_total", "Connections over the limit.", &counters.refused);
-        count(
-            "fieldgate_listener_connections_rate_limited_total",
-            "Connections closed because their address opened too many per second.",
-            &counters.rate_limited,
-        );
         count(
             "fieldgate_listener_logins_delayed_total",
             "CONNECTs refused unchecked, after too many wrong passwords from their address.",
@@ -158,6 +199,12 @@ impl Observe for Shared {
             "Messages not sent because their receiver takes none so large.",
             &counters.too_large,
         );
+        for (reason, refusals) in Refusal::NAMES.iter().zip(&counters.refused) {
+            let labels = [("listener", self.name.as_str()), ("reason", reason)];
+            let help = "Connections closed unheard, by the limit they went over.";
+            let count = refusals.count.load(Ordering::Relaxed);
+            metrics.counter("fieldgate_listener_connections_refused_total", help, &labels, count);
+        }
         for (reason, count) in counters.protocol_errors.lock().iter() {
             let labels = [("listener", self.name.as_str()), ("reason", reason.text())];
             let help = "Connections closed because the client broke the protocol.";

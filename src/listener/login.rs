@@ -103,7 +103,7 @@ async fn authenticate(
         });
         let Ok(result) = check.await else { return Err(unavailable) };
         match result {
-            Ok(_) => shared.throttle.login_succeeded(address),
+            Ok(_) => shared.hub.admission().guesses().succeeded(address),
             Err(_) => note_wrong_password(shared, address),
         }
         result
@@ -120,7 +120,7 @@ async fn authenticate(
 
 /// Refuses, without a look at the password, while the address has to wait.
 fn may_guess(shared: &Shared, address: Option<IpAddr>) -> Result<(), Refused> {
-    if shared.throttle.login_delay(address, Instant::now()).is_none() {
+    if shared.hub.admission().guesses().delay(address, Instant::now()).is_none() {
         return Ok(());
     }
     shared.counters.delayed_logins.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +129,7 @@ fn may_guess(shared: &Shared, address: Option<IpAddr>) -> Result<(), Refused> {
 }
 
 fn note_wrong_password(shared: &Shared, address: Option<IpAddr>) {
-    let delay = shared.throttle.login_failed(address, Instant::now());
+    let delay = shared.hub.admission().guesses().failed(address, Instant::now());
     if let Some(address) = address.filter(|_| !delay.is_zero()) {
         let seconds = delay.as_secs();
         warn!(listener = shared.name, %address, seconds, "too many wrong passwords: logins from the address have to wait");

@@ -11,7 +11,6 @@ mod events;
 mod login;
 mod output;
 mod stream;
-mod throttle;
 
 use std::fmt;
 use std::io;
@@ -30,9 +29,6 @@ use crate::proto::mqtt::server;
 use crate::tls::{ServerSettings, ServerTls, TlsError};
 use accept::Socket;
 use counters::Counters;
-use throttle::Throttle;
-
-pub use throttle::AddressLimits;
 
 /// How a listener is set up.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,8 +46,6 @@ pub struct Settings {
     pub max_connections: usize,
     /// What one connection may do, and how long it may take to send its CONNECT, the TLS handshake included.
     pub limits: server::Settings,
-    /// How often one address may connect and guess a password.
-    pub addresses: AddressLimits,
 }
 
 impl Settings {
@@ -65,7 +59,6 @@ impl Settings {
             certificate_users: false,
             max_connections: 10_000,
             limits: server::Settings::default(),
-            addresses: AddressLimits::default(),
         }
     }
 }
@@ -118,7 +111,6 @@ struct Shared {
     hub: Hub,
     limits: Arc<server::Settings>,
     max_connections: usize,
-    throttle: Throttle,
     certificate_users: bool,
     tls: Option<ServerTls>,
     counters: Counters,
@@ -140,8 +132,7 @@ impl Listener {
     /// # Errors
     /// [`BindError`] names the address or file and what to do.
     pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
-        let Settings { name, address, transport, tls, certificate_users, max_connections, limits, addresses } =
-            settings;
+        let Settings { name, address, transport, tls, certificate_users, max_connections, limits } = settings;
         let tls = match tls.map(ServerTls::open).transpose() {
             Ok(tls) => tls,
             Err(source) => return Err(BindError::Tls { name, source }),
@@ -170,7 +161,6 @@ impl Listener {
             hub,
             limits: Arc::new(limits),
             max_connections,
-            throttle: Throttle::new(addresses),
             certificate_users,
             tls,
             logins: Arc::new(Semaphore::new(MAX_LOGINS_AT_A_TIME)),

@@ -89,7 +89,8 @@ impl Sensornet {
         let Self { settings, hub, socket, report } = self;
         // Topic ids begin somewhere else after each start; where there is no randomness, the first will do.
         let seed = getrandom::u32().map_or(1, |random| (random & 0x7FFF) as u16 + 1);
-        let gateway = Gateway::new(settings.to_gateway(), seed, Instant::now().into_std());
+        let gateway =
+            Gateway::new(settings.to_gateway(hub.limits().addresses.clone()), seed, Instant::now().into_std());
         info!(address = %report.address(), gateway_id = settings.gateway_id, "MQTT-SN gateway is listening");
         let wakes = Wakes::default();
         let sessions = Sessions::new(hub, settings.clone(), wakes.clone());

@@ -8,6 +8,7 @@ use crate::proto::mqttsn::client::Rules;
 use crate::proto::mqttsn::connectionless::AddressRange;
 use crate::proto::mqttsn::gateway::{self, Connectionless};
 use crate::proto::mqttsn::topics::Predefined;
+use crate::throttle::AddressLimits;
 
 /// How the gateway serves MQTT-SN clients.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,7 +94,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(super) fn to_gateway(&self) -> gateway::Settings {
+    pub(super) fn to_gateway(&self, addresses: AddressLimits) -> gateway::Settings {
         gateway::Settings {
             gateway_id: self.gateway_id,
             rules: Rules {
@@ -107,6 +108,7 @@ impl Settings {
             },
             max_clients: self.max_clients,
             max_client_id_bytes: self.max_client_id_bytes,
+            addresses,
             connectionless: self
                 .publish_without_connect
                 .as_ref()

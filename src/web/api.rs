@@ -1,5 +1,6 @@
 //! The HTTP API under `/api/v1`, metrics and health. `api.md` is its description for users; change both together.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -323,22 +324,19 @@ async fn post_login(
     if user.len() > MAX_CREDENTIAL_BYTES || password.len() > MAX_CREDENTIAL_BYTES {
         return Err(wrong_password());
     }
-    if let Some(delay) = app.logins.delay(peer.ip(), Instant::now()) {
-        let seconds = delay.as_secs() + 1;
-        let message = format!("too many wrong passwords; wait {seconds} s");
-        let hint = "If you forgot it, set a new one with `fieldgate passwd` on the gateway.";
-        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_attempts", message, hint);
-        return Err(error.retry_after(seconds));
-    }
-    // Counted before the check, so that many guesses at the same time are not free.
-    app.logins.failed(peer.ip(), Instant::now());
-    if !check_password(&app, &user, password).await {
-        app.logins.refused(peer.ip(), Instant::now());
+    may_guess(&app, peer)?;
+    let Ok(permit) = app.password_checks.acquire().await else { return Err(wrong_password()) };
+    // Others of the same address may have guessed wrong meanwhile.
+    may_guess(&app, peer)?;
+    let right = check_password(&app, &user, password).await;
+    if !right {
+        app.guesses.failed(Some(peer.ip()), Instant::now());
         app.counters.failed_logins.fetch_add(1, Ordering::Relaxed);
         warn!(%peer, "wrong user or password for the web UI");
         return Err(wrong_password());
     }
-    app.logins.succeeded(peer.ip());
+    drop(permit);
+    app.guesses.succeeded(Some(peer.ip()));
     let token = app.logins.start(&user, Instant::now()).map_err(|error| {
         let hint = "The system gives no random numbers; this should never happen.";
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "no_random", error.to_string(), hint)
@@ -347,8 +345,17 @@ async fn post_login(
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, guard::login_cookie(&token, app.has_tls))]).into_response())
 }
 
+/// Refuses, without a look at the password, while the address has to wait.
+fn may_guess(app: &App, peer: SocketAddr) -> Result<(), ApiError> {
+    let Some(delay) = app.guesses.delay(Some(peer.ip()), Instant::now()) else { return Ok(()) };
+    let seconds = delay.as_secs() + 1;
+    let message = format!("too many wrong passwords; wait {seconds} s");
+    let hint = "If you forgot it, set a new one with `fieldgate passwd` on the gateway.";
+    let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_attempts", message, hint);
+    Err(error.retry_after(seconds))
+}
+
 async fn check_password(app: &App, user: &str, password: String) -> bool {
-    let Ok(_permit) = app.password_checks.acquire().await else { return false };
     let (access, user) = (app.parts.hub.access(), user.to_owned());
     let check = move || access.authenticate(Some(&user), Some(password.as_bytes()), false).is_ok();
     tokio::task::spawn_blocking(check).await.unwrap_or(false)

@@ -27,6 +27,7 @@ use tracing::info;
 use crate::clock::{Clock, UnixMillis};
 use crate::hub::Hub;
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
+use crate::throttle::{AddressLimits, Guesses};
 use crate::tls::{ServerSettings, ServerTls, TlsError};
 
 mod api;
@@ -48,6 +49,10 @@ pub use views::{ControlError, Controls, Upstream};
 
 /// Passwords checked at a time: argon2id takes 19 MiB and some 50 ms of a core for each.
 const MAX_PASSWORD_CHECKS: usize = 1;
+
+/// Wrong passwords before an address has to wait. A person guesses slower than a device that was set up wrong, and the
+/// one should not wait for the other: the clients' wrong passwords are counted apart.
+const FREE_GUESSES: u32 = 2;
 
 /// Where and how the web UI is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +100,7 @@ impl Server {
         let failed = |source| BindError::Address { address: settings.address, source };
         let listener = TcpListener::bind(settings.address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let limits = parts.hub.limits().addresses.clone();
         let app = App {
             address,
             has_tls: tls.is_some(),
@@ -103,6 +109,7 @@ impl Server {
             parts,
             values: values::Values::default(),
             logins: logins::Logins::default(),
+            guesses: Guesses::new(AddressLimits { login_failures: FREE_GUESSES, limit_loopback: true, ..limits }),
             samples: Mutex::default(),
             password_checks: Semaphore::new(MAX_PASSWORD_CHECKS),
             counters: Counters::default(),
@@ -157,6 +164,7 @@ struct App {
     feed: feed::Feed,
     values: values::Values,
     logins: logins::Logins,
+    guesses: Guesses,
     samples: Mutex<ticker::Samples>,
     password_checks: Semaphore,
     counters: Counters,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use fieldgate::hub;
 use fieldgate::hub::access::{self, User, hash_password};
 use fieldgate::observe::Metrics;
+use fieldgate::throttle::AddressLimits;
 
 use crate::harness::{Broker, CONNACK_5, PATIENCE, connect};
 
@@ -184,11 +185,9 @@ async fn users_log_in_with_their_password_only() {
 async fn an_address_that_guesses_passwords_has_to_wait_even_with_the_right_one() {
     let user = User { name: "ann".into(), password_hash: hash_password(b"secret").unwrap().into() };
     let access = access::Settings { users: vec![user], ..access::Settings::default() };
-    let strict = |settings: &mut fieldgate::listener::Settings| {
-        settings.addresses.login_failures = 1;
-        settings.addresses.limit_loopback = true;
-    };
-    let broker = Broker::start_with(strict, hub::Settings { access, ..hub::Settings::default() }, None).await;
+    let addresses = AddressLimits { login_failures: 1, limit_loopback: true, ..AddressLimits::default() };
+    let limits = hub::Limits { addresses, ..hub::Limits::default() };
+    let broker = Broker::start_with(|_| {}, hub::Settings { access, limits }, None).await;
     let good = r#"10 1A 0004 "MQTT" 04 C2 003C 0001 "c" 0003 "ann" 0006 "secret""#;
     let bad = r#"10 1A 0004 "MQTT" 04 C2 003C 0001 "c" 0003 "ann" 0006 "SECRET""#;
     let answer = async |script: &str| {
@@ -223,12 +222,11 @@ async fn an_address_that_guesses_passwords_has_to_wait_even_with_the_right_one()
 #[tokio::test]
 async fn an_address_that_opens_too_many_connections_is_refused_and_this_machine_is_not_by_default() {
     let check = async |limit_loopback: bool, refused: u32| {
-        let strict = |settings: &mut fieldgate::listener::Settings| {
-            settings.addresses.connection_rate = 1;
-            settings.addresses.connection_burst = 1;
-            settings.addresses.limit_loopback = limit_loopback;
-        };
-        let broker = Broker::start_with(strict, hub::Settings::default(), None).await;
+        let strict = AddressLimits { connection_rate: 1, connection_burst: 1, ..AddressLimits::default() };
+        let addresses = AddressLimits { limit_loopback, ..strict };
+        let limits = hub::Limits { addresses, ..hub::Limits::default() };
+        let settings = hub::Settings { limits, ..hub::Settings::default() };
+        let broker = Broker::start_with(|_| {}, settings, None).await;
         let _first = broker.connect_3("a").await;
         let mut second = broker.open().await;
         if refused > 0 {
@@ -239,7 +237,8 @@ async fn an_address_that_opens_too_many_connections_is_refused_and_this_machine_
         }
         let mut metrics = Metrics::default();
         broker.observe.collect(&mut metrics);
-        let counted = format!("fieldgate_listener_connections_rate_limited_total{{listener=\"test\"}} {refused}\n");
+        let name = r#"fieldgate_listener_connections_refused_total{listener="test",reason="address_rate"}"#;
+        let counted = format!("{name} {refused}\n");
         assert!(metrics.render().contains(&counted), "{}", metrics.render());
         broker.stop().await;
     };

@@ -21,6 +21,7 @@ use super::connectionless::{AddressRange, RateLimit};
 use super::packet::{Connect, MsgId, Packet, PacketKind, Protocol, Publish, PublishQoS, ReturnCode};
 use super::topics::common_topic;
 use crate::message::QoS;
+use crate::throttle::{AddressLimits, Rates};
 
 /// DISCONNECTs in answer to a stranger's plain DISCONNECT, per second. Two gateways that take each other for a client
 /// could otherwise answer each other at full speed.
@@ -40,6 +41,8 @@ pub struct Settings {
     pub max_client_id_bytes: usize,
     /// Who may publish without a connection; `None`: nobody.
     pub connectionless: Option<Connectionless>,
+    /// How often one address may send a CONNECT; what is over is not answered.
+    pub addresses: AddressLimits,
     /// How many DISCONNECTs per second tell strangers that they are not connected.
     pub max_stranger_answers_per_second: u32,
     /// T_ADV, at most 65,535 s; `None`: the gateway does not advertise itself.
@@ -67,6 +70,7 @@ pub struct Gateway {
     next_key: u64,
     next_topic_id: u16,
     advertise_at: Option<Instant>,
+    connect_rates: Rates,
     connectionless_limit: RateLimit,
     stranger_limit: RateLimit,
     farewell_limit: RateLimit,
@@ -121,6 +125,7 @@ impl Gateway {
             next_key: 0,
             next_topic_id: seed,
             advertise_at: settings.advertise_interval.map(|_| now),
+            connect_rates: Rates::new(settings.addresses.clone()),
             connectionless_limit: RateLimit::per_second(
                 settings.connectionless.as_ref().map_or(0, |allowed| allowed.max_per_second),
             ),
@@ -289,6 +294,9 @@ impl Gateway {
     }
 
     fn handle_connect(&mut self, route: Route, connect: &Connect<'_>, now: Instant) {
+        if !self.connect_rates.admit(Some(route.peer.address.ip()), now) {
+            return self.count_drop(DropReason::RateLimited);
+        }
         let refuse = |gateway: &mut Self, code| gateway.reply(&route, &Packet::ConnAck(code));
         if connect.protocol != Protocol::Supported {
             return refuse(self, ReturnCode::NotSupported);

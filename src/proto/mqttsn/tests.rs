@@ -20,6 +20,7 @@ use super::gateway::{Connectionless, Gateway, Settings};
 use super::packet::ReturnCode;
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
+use crate::throttle::AddressLimits;
 use crate::topic::TopicName;
 
 fn settings() -> Settings {
@@ -38,6 +39,7 @@ fn settings() -> Settings {
         max_client_id_bytes: 30,
         connectionless: Some(Connectionless { allow: Vec::new(), max_per_second: 3 }),
         max_stranger_answers_per_second: 2,
+        addresses: AddressLimits::default(),
         advertise_interval: None,
     }
 }
@@ -685,6 +687,22 @@ fn line_40_qos_minus_one_needs_no_connection() {
     let mut net = Net::new(Settings { connectionless: None, ..settings() });
     net.check("B", "_ 0C 61 0007 0000 'x'", &[]);
     assert_eq!(net.dropped(DropReason::NotAllowed), 1);
+}
+
+#[test]
+fn an_address_that_floods_with_connects_is_not_answered_until_it_slows_down() {
+    let addresses = AddressLimits { connection_rate: 1, connection_burst: 2, ..AddressLimits::default() };
+    let mut net = Net::new(Settings { addresses, ..settings() });
+    let connect = "_ 04 04 01 003C 'dev'";
+    for answered in [true, true, false, false] {
+        net.rx("A", connect);
+        assert_eq!(!std::mem::take(&mut net.log).is_empty(), answered);
+    }
+    assert_eq!(net.dropped(DropReason::RateLimited), 2);
+    net.check("B", "_ 04 04 01 003C 'two'", &["hub attach two clean ending, no will", "B _ 05 00"]);
+    net.now += Duration::from_secs(1);
+    net.rx("A", connect);
+    assert!(!net.log.is_empty());
 }
 
 #[test]
