@@ -78,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let started = Instant::now();
     let mut opened = Store::bind(settings, clock)?;
-    let queued = opened.sessions()?[0].queue;
+    let queued = opened.sessions()?[0].queues[0];
     println!("open: {:.3} s, {} messages, {} bytes", started.elapsed().as_secs_f64(), queued.messages, queued.bytes);
 
     let store = opened.run()?;

@@ -38,7 +38,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::hub::access::Identity;
 use crate::hub::{
-    Attach, AttachError, Face, Hub, Link, QueueLimits, RetainHandling, SessionExpiry, SubscribeError, SubscribeOptions,
+    Attach, AttachError, Face, Hub, Link, Precedence, QueueLimits, RetainHandling, SessionExpiry, SubscribeError,
+    SubscribeOptions,
 };
 use crate::observe::{Metrics, Observe, Status};
 use crate::topic::SharedFilter;
@@ -130,6 +131,7 @@ impl Upstream {
                 retain_as_published: true,
                 retain_handling: RetainHandling::SendIfNew,
                 identifier: None,
+                precedence: Precedence::default(),
             };
             let filter = SharedFilter { group: None, filter: rule.filter.clone() };
             link.subscribe(&filter, options)

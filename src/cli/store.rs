@@ -79,11 +79,13 @@ pub fn store(Arguments { action, config, database }: Arguments) -> ExitCode {
 fn show(path: &Path) -> Result<ExitCode, InspectError> {
     let sessions = inspect::show(path)?;
     say(&format!("{:<32} {:>10} {:>10}  {}", "client", "messages", "size", "subscriptions"));
-    for StoredSession { record, subscriptions, queue, .. } in &sessions {
-        let size = Size(queue.bytes / 1024 * 1024).show();
+    for StoredSession { record, subscriptions, queues, .. } in &sessions {
+        let (messages, bytes) =
+            queues.iter().fold((0, 0), |(messages, bytes), queue| (messages + queue.messages, bytes + queue.bytes));
+        let size = Size(bytes / 1024 * 1024).show();
         let filters: Vec<&str> = subscriptions.iter().map(|subscription| &*subscription.filter).collect();
         let client = printable(&record.client_id);
-        say(&format!("{client:<32} {:>10} {size:>10}  {}", queue.messages, printable(&filters.join(" "))));
+        say(&format!("{client:<32} {:>10} {size:>10}  {}", messages, printable(&filters.join(" "))));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::queue::{Incoming, Orphan, WhenFull};
+use super::queue::{Incoming, Orphan, Precedence, WhenFull};
 use super::session::Session;
 use super::{Hub, SubscribeOptions};
 use crate::message::{Message, QoS};
@@ -49,6 +49,7 @@ pub(super) struct Target {
     pub no_local: bool,
     pub retain_as_published: bool,
     pub identifiers: Option<Arc<[u32]>>,
+    pub precedence: Precedence,
     /// The shared subscription it is a member of.
     pub shared: Option<Arc<SharedFilter>>,
 }
@@ -85,6 +86,7 @@ impl Hub {
                 no_local: options.no_local,
                 retain_as_published: options.retain_as_published,
                 identifiers: options.identifier.map(|identifier| Arc::from([identifier.get()])),
+                precedence: options.precedence,
                 shared: filter.group.is_some().then(|| Arc::new(filter.clone())),
             };
             match filter.group {
@@ -121,7 +123,7 @@ impl Hub {
         let mut give = |target: &Target, messages: &[(Arc<Message>, Option<Arc<Receipt>>)]| {
             let incoming =
                 messages.iter().map(|(message, receipt)| (target.incoming(message, spread), receipt.clone()));
-            if target.session.accept(incoming, store, ops, &self.0.counters) {
+            if target.session.accept(target.precedence, incoming, store, ops, &self.0.counters) {
                 pressed.push(target.session.clone());
             }
         };
@@ -151,7 +153,7 @@ impl Hub {
             if let Some(group) = targets.groups.iter().find(is_its) {
                 let target = group.choose();
                 let incoming = std::iter::once((target.incoming(&message, 0), None));
-                target.session.accept(incoming, self.store(), &mut ops, &self.0.counters);
+                target.session.accept(target.precedence, incoming, self.store(), &mut ops, &self.0.counters);
             }
         }
     }
@@ -176,6 +178,9 @@ impl Target {
         self.qos = self.qos.max(other.qos);
         self.no_local |= other.no_local;
         self.retain_as_published |= other.retain_as_published;
+        if other.precedence.rank < self.precedence.rank {
+            self.precedence = other.precedence;
+        }
         self.identifiers = match (&self.identifiers, &other.identifiers) {
             (Some(mine), Some(others)) => Some(mine.iter().chain(others.iter()).copied().collect()),
             (mine, others) => mine.clone().or_else(|| others.clone()),

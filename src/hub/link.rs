@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::delivery::{Subscriber, Targets};
 use super::queue::Incoming;
 use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
-use super::{Hub, Outbound, PacketId, RetainHandling, SubscribeOptions, Will, WillDue};
+use super::{Hub, Outbound, PacketId, Priority, RetainHandling, SubscribeOptions, Will, WillDue};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::store::{Due, Op, Receipt, ReceiptState};
@@ -565,9 +565,18 @@ impl Link {
             let identifiers = options.identifier.map(|identifier| Arc::from([identifier.get()]));
             let qos = message.qos.min(options.qos);
             let incoming = Incoming { qos, retain: true, identifiers, message, shared: None, spread: 0 };
-            state.queue.push(incoming, None, true, &self.session.signal, &limits, ops);
+            let lane = state.queue.lane_for(options.precedence, false, &limits);
+            state.queue.push(lane, incoming, None, true, &self.session.signal, &limits, ops);
         }
         state.settle();
+    }
+
+    /// Sets aside a share of an upstream's connection, of a hundred messages, for the live messages of a priority; see
+    /// [`super::Order::LiveBeside`].
+    pub fn set_live_share(&mut self, priority: Priority, percent: u8) {
+        if let Some(mut state) = self.state() {
+            state.queue.set_live_share(priority, percent);
+        }
     }
 
     /// Removes a subscription; false where there was none.

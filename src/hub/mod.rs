@@ -37,14 +37,14 @@ use crate::topic::SharedFilter;
 use access::{Access, Identity};
 use delivery::Subscriber;
 use memory::Memory;
-use queue::{Orphan, Queue};
+use queue::{Layout, Orphan, Queue};
 use retained::{Change, Retained};
 use routes::Routes;
 use session::{Attachment, Session, State, submit};
 
 pub use admission::{Admission, Place, Refused};
 pub use link::{Link, Outcome, Pressure, Publish, Refusal, Released, SubscribeError, Subscribed};
-pub use queue::{Delivery, Outbound, PacketId, QueueLimits, WhenFull};
+pub use queue::{Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, WhenFull, stream_name};
 pub use report::{Counters, SessionSummary};
 pub use session::{Face, Fate, SessionExpiry};
 pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, Will};
@@ -142,7 +142,7 @@ impl Hub {
             Identity::gateway()
         };
         let rights = self.access().rights(&identity, &record.client_id);
-        let queue = Queue::restored(record.id, stored.queue, self.0.limits.window(face));
+        let queue = Queue::restored(record.id, face.layout(), &stored.queues, self.0.limits.window(face));
         // An upstream brings its own limits when it attaches; until then nothing may be lost for those of others.
         let limits = match face {
             Face::Upstream => QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.0.limits.queue },
@@ -312,7 +312,7 @@ impl Hub {
             durable,
             request.queue.unwrap_or(self.0.limits.queue),
             self.access().rights(&request.identity, &request.client_id),
-            Queue::new(id, durable),
+            Queue::new(id, durable, request.face.layout()),
             &self.0.memory,
         ))
     }
@@ -343,7 +343,7 @@ impl Hub {
             state.subscriptions.clear();
             self.changed();
         }
-        let orphans = std::mem::replace(&mut state.queue, Queue::new(session.id, false)).into_orphans();
+        let orphans = std::mem::replace(&mut state.queue, Queue::new(session.id, false, Layout::One)).into_orphans();
         state.settle();
         state.inbound.clear();
         if session.durable {

@@ -11,7 +11,7 @@ use tracing::{error, warn};
 
 use super::access::{Identity, Rights};
 use super::memory::{Account, Memory};
-use super::queue::{Incoming, Pushed, Queue, QueueLimits};
+use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits};
 use super::{Counters, Will};
 use crate::clock::UnixMillis;
 use crate::message::QoS;
@@ -32,6 +32,11 @@ pub enum Face {
 impl Face {
     pub(super) fn from_number(number: u8) -> Option<Self> {
         [Self::Mqtt, Self::MqttSn, Self::Upstream, Self::Adapter, Self::Web].get(usize::from(number)).copied()
+    }
+
+    /// The lanes of its sessions' queues.
+    pub(super) fn layout(self) -> Layout {
+        if self == Self::Upstream { Layout::ByPriority } else { Layout::One }
     }
 
     /// The name used in the API and in logs.
@@ -227,6 +232,7 @@ impl Session {
     /// for it.
     pub fn accept(
         &self,
+        precedence: Precedence,
         incoming: impl Iterator<Item = (Incoming, Option<Arc<Receipt>>)>,
         store: Option<&Store>,
         ops: &mut Vec<Op>,
@@ -241,20 +247,21 @@ impl Session {
         // Memory that only this queue holds is counted as such; see `memory`.
         let alone = !connected || self.slow.load(Ordering::Relaxed);
         let short = state.account.is_short();
-        let mut dropped = 0;
+        let (mut dropped, mut lane) = (0, 0);
         for (mut incoming, receipt) in incoming {
             if alone {
                 incoming.spread = 0;
             }
+            lane = state.queue.lane_for(precedence, connected, &limits);
             let squeezed = short.then(|| self.squeezed(limits, incoming.qos));
             let limits = squeezed.as_ref().unwrap_or(&limits);
-            let pushed = state.queue.push(incoming, receipt.as_ref(), connected, &self.signal, limits, ops);
+            let pushed = state.queue.push(lane, incoming, receipt.as_ref(), connected, &self.signal, limits, ops);
             dropped += u64::from(matches!(pushed, Pushed::DroppedNewest | Pushed::DroppedOldest));
         }
         state.settle();
         if !ops.is_empty() {
             // Whoever is connected and keeps up will likely acknowledge before the commit, and spare it.
-            let due = if connected && !state.queue.has_tail() { Due::Soon } else { Due::Now };
+            let due = if connected && !state.queue.lane_has_tail(lane) { Due::Soon } else { Due::Now };
             submit(store, ops, due);
         }
         let backlog = state.queue.backlog();
@@ -337,29 +344,31 @@ impl Session {
         }
     }
 
-    /// Asks the store for the next page of the queue's tail, if the head runs low.
+    /// Asks the store for the next pages of the queue's tails, where a head runs low.
     pub fn page_in(self: &Arc<Self>, store: Option<&Store>) {
         let Some(store) = store else { return };
         let limits = self.limits();
-        let (from, limit) = {
+        let (wanted, limit) = {
             let mut state = self.state.lock();
             let limit = state.account.page(&limits);
-            (state.queue.wants_page(limit.messages), limit)
+            let wanted: Vec<u64> = std::iter::from_fn(|| state.queue.wants_page(limit.messages)).collect();
+            (wanted, limit)
         };
-        let Some(from) = from else { return };
-        let session = self.clone();
-        let then = move |page: crate::store::Page| {
-            let mut state = session.state.lock();
-            if page.failed {
-                state.queue.page_failed();
-            } else {
-                state.queue.page_in(page.messages, page.complete);
-                state.settle();
-            }
-            drop(state);
-            session.signal.raise();
-        };
-        store.load(self.id, from, limit, Box::new(then));
+        for from in wanted {
+            let session = self.clone();
+            let then = move |page: crate::store::Page| {
+                let mut state = session.state.lock();
+                if page.failed {
+                    state.queue.page_failed(from);
+                } else {
+                    state.queue.page_in(from, page.messages, page.complete);
+                    state.settle();
+                }
+                drop(state);
+                session.signal.raise();
+            };
+            store.load(self.id, from, limit, Box::new(then));
+        }
     }
 
     /// What the journal keeps of the session.

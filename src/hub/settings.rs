@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::access::{self, Identity};
-use super::queue::QueueLimits;
+use super::queue::{Precedence, QueueLimits};
 use super::session::{Face, SessionExpiry};
 use crate::message::{Message, QoS};
 use crate::throttle::AddressLimits;
@@ -121,6 +121,8 @@ pub struct SubscribeOptions {
     pub retain_as_published: bool,
     pub retain_handling: RetainHandling,
     pub identifier: Option<NonZeroU32>,
+    /// For an upstream's session, and not kept in the journal: it subscribes anew after each start.
+    pub precedence: Precedence,
 }
 
 impl SubscribeOptions {
@@ -132,6 +134,7 @@ impl SubscribeOptions {
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
             identifier: None,
+            precedence: Precedence::default(),
         }
     }
 
@@ -154,6 +157,7 @@ impl SubscribeOptions {
                 _ => RetainHandling::Send,
             },
             identifier: identifier.and_then(NonZeroU32::new),
+            precedence: Precedence::default(),
         }
     }
 }

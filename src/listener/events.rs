@@ -264,7 +264,6 @@ fn subscribe(link: &mut Link, packet: &Subscribe<'_>, is_bridge: bool) -> Result
         packet.subscriptions.iter().map(|Subscription { filter, options }| Ok((parse(filter)?, options))).collect();
     for (filter, options) in entries? {
         let options = SubscribeOptions {
-            qos: options.qos,
             no_local: options.no_local || is_bridge,
             retain_as_published: options.retain_as_published || is_bridge,
             retain_handling: match options.retain_handling {
@@ -273,6 +272,7 @@ fn subscribe(link: &mut Link, packet: &Subscribe<'_>, is_bridge: bool) -> Result
                 mqtt::RetainHandling::DoNotSend => RetainHandling::DoNotSend,
             },
             identifier,
+            ..SubscribeOptions::new(options.qos)
         };
         reasons.push(match link.subscribe(&filter, options) {
             Ok(subscribed) => {

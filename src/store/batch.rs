@@ -187,8 +187,9 @@ impl Batch {
     }
 
     /// Takes out what has no effect on disk: changes of sessions that are not there, changes of rows that never were.
-    /// `last` tells the highest sequence on disk of a session that is there. The receipts of what goes are satisfied.
-    pub fn prune(&mut self, last: impl Fn(SessionId) -> Option<Option<u64>>) {
+    /// `is_there` tells of a session, `last` the highest sequence on disk in the lane of another sequence of it. The
+    /// receipts of what goes are satisfied.
+    pub fn prune(&mut self, is_there: impl Fn(SessionId) -> bool, last: impl Fn(SessionId, u64) -> Option<u64>) {
         let coming: HashSet<SessionId> = self
             .slots()
             .filter_map(|slot| match &slot.change {
@@ -198,24 +199,21 @@ impl Batch {
             .collect();
         for entry in &mut self.slots {
             let moot = entry.as_ref().is_some_and(|slot| match &slot.change {
-                Change::DropSession(session) => last(*session).is_none(),
-                Change::Release { session, sequence } => last(*session).flatten() < Some(*sequence),
+                Change::DropSession(session) => !is_there(*session),
+                Change::Release { session, sequence } => last(*session, *sequence) < Some(*sequence),
                 Change::PutSubscription { session, .. }
                 | Change::DropSubscription { session, .. }
                 | Change::EnqueueReleased { session, .. }
-                | Change::RemoveInbound { session, .. } => last(*session).is_none() && !coming.contains(session),
+                | Change::RemoveInbound { session, .. } => !is_there(*session) && !coming.contains(session),
                 _ => false,
             });
             if moot {
                 entry.take().inspect(|slot| slot.receipts.satisfy());
             }
         }
-        self.removals.retain(|&session, ranges| match last(session).flatten() {
-            Some(last) => {
-                ranges.truncate(last);
-                ranges.len() > 0
-            }
-            None => false,
+        self.removals.retain(|&session, ranges| {
+            ranges.clip(|sequence| last(session, sequence));
+            ranges.len() > 0
         });
         self.removed = self.removals.values().map(Ranges::count).sum();
         self.compact();
@@ -582,9 +580,9 @@ mod tests {
         let released = Op::Release { session: S, sequence: 3, receipt: None };
         kept.append(batch(vec![released, Op::Remove { session: S, sequence: 2 }, Op::DropSession(SessionId(9))]));
         assert_eq!(names(&kept), ["enqueue released", "drop session", "remove"]);
-        kept.prune(|session| (session == S).then_some(Some(1)));
+        kept.prune(|session| session == S, |session, _| (session == S).then_some(1));
         assert_eq!(names(&kept), ["enqueue released"]);
-        kept.prune(|_| None);
+        kept.prune(|_| false, |_, _| None);
         assert!(kept.is_empty());
     }
 

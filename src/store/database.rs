@@ -5,9 +5,10 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tracing::error;
 
 use super::batch::{Batch, Change, Row as QueueRow};
+use super::op::{self, first_sequence};
 use super::row::{RELEASED, encode_extra, encode_flags, properties_size};
 use super::schema::{MAX_SLOT, queue_key, slot_keys};
-use super::state::{Queue, State};
+use super::state::{Lanes, Queue, State};
 use super::topics::{Spelling, Topics};
 use super::{SessionId, SessionRecord};
 use crate::message::Message;
@@ -208,7 +209,7 @@ fn apply(
             Ok(())
         }
         Change::EnqueueReleased { session, sequence } => {
-            let Some(slot) = state.slot(*session) else { return Ok(()) };
+            let Some(slot) = lane_slot(connection, state, *session, *sequence)? else { return Ok(()) };
             let inserted = connection
                 .prepare_cached("INSERT OR IGNORE INTO queue VALUES (?1, NULL, NULL, ?2, 0, NULL)")?
                 .execute(params![queue_key(slot, *sequence), RELEASED | 2])?;
@@ -245,11 +246,11 @@ fn apply(
 }
 
 fn put_session(connection: &Connection, state: &mut State, record: &SessionRecord) -> rusqlite::Result<()> {
-    let Some(slot) = state.slot(record.id).or_else(|| state.take_slot()) else {
+    let Some(slot) = state.slot(record.id, 0).or_else(|| state.take_slot()) else {
         error!(session = record.id.0, limit = MAX_SLOT, "too many sessions, the session is not kept");
         return Ok(());
     };
-    state.sessions.entry(record.id).or_insert_with(|| Queue::empty(slot));
+    state.sessions.entry(record.id).or_insert_with(|| Lanes::new(Queue::empty(0, slot)));
     let millis = |interval: std::time::Duration| i64::try_from(interval.as_millis()).unwrap_or(i64::MAX);
     connection
         .prepare_cached(
@@ -285,27 +286,54 @@ fn put_session(connection: &Connection, state: &mut State, record: &SessionRecor
 }
 
 fn drop_session(connection: &Connection, state: &mut State, session: SessionId) -> rusqlite::Result<()> {
-    let Some(queue) = state.sessions.remove(&session) else { return Ok(()) };
+    let Some(lanes) = state.sessions.remove(&session) else { return Ok(()) };
     for table in [
         "DELETE FROM session WHERE id = ?1",
         "DELETE FROM will WHERE session = ?1",
         "DELETE FROM subscription WHERE session = ?1",
         "DELETE FROM inbound WHERE session = ?1",
+        "DELETE FROM lane WHERE session = ?1",
     ] {
         connection.prepare_cached(table)?.execute([id(session)])?;
     }
-    connection.prepare_cached("DELETE FROM summary WHERE slot = ?1")?.execute([queue.slot])?;
-    state.messages -= queue.messages;
-    state.bytes -= queue.bytes;
-    state.draining.push(queue.slot);
+    for queue in lanes.iter() {
+        connection.prepare_cached("DELETE FROM summary WHERE slot = ?1")?.execute([queue.slot])?;
+        state.messages -= queue.messages;
+        state.bytes -= queue.bytes;
+        state.draining.push(queue.slot);
+    }
     Ok(())
+}
+
+/// The slot of the lane that `sequence` names; the lane is made where the session does not have it yet. `None` where
+/// there is no such session, or no slot is left.
+fn lane_slot(
+    connection: &Connection,
+    state: &mut State,
+    session: SessionId,
+    sequence: u64,
+) -> rusqlite::Result<Option<i64>> {
+    if let Some(slot) = state.slot(session, sequence) {
+        return Ok(Some(slot));
+    }
+    if !state.has(session) {
+        return Ok(None);
+    }
+    let lane = op::lane(sequence);
+    let Some(slot) = state.take_slot() else {
+        error!(session = session.0, lane, limit = MAX_SLOT, "too many lanes of sessions, its messages are not kept");
+        return Ok(None);
+    };
+    connection.prepare_cached("INSERT INTO lane VALUES (?1, ?2, ?3)")?.execute(params![id(session), lane, slot])?;
+    state.add_lane(session, lane, slot);
+    Ok(Some(slot))
 }
 
 /// Tells whether a row was written.
 fn enqueue(connection: &Connection, state: &mut State, row: &QueueRow) -> rusqlite::Result<bool> {
     let QueueRow { session, sequence, qos, retain, identifiers, message } = row;
     // The session was dropped while another task still had a message for it.
-    let Some(slot) = state.slot(*session) else { return Ok(false) };
+    let Some(slot) = lane_slot(connection, state, *session, *sequence)? else { return Ok(false) };
     let key = queue_key(slot, *sequence);
     let number = match state.topics.spelling(&message.topic) {
         Spelling::Number(number) => Some(number),
@@ -337,7 +365,7 @@ fn enqueue(connection: &Connection, state: &mut State, row: &QueueRow) -> rusqli
 }
 
 fn release(connection: &Connection, state: &mut State, session: SessionId, sequence: u64) -> rusqlite::Result<()> {
-    let Some(slot) = state.slot(session) else { return Ok(()) };
+    let Some(slot) = state.slot(session, sequence) else { return Ok(()) };
     let key = queue_key(slot, sequence);
     let (_, bytes) = count(connection, &state.topics, key, key)?;
     let released = connection
@@ -347,12 +375,12 @@ fn release(connection: &Connection, state: &mut State, session: SessionId, seque
         )?
         .execute([key, RELEASED])?;
     if released > 0 {
-        state.removed(session, 0, bytes);
+        state.removed(session, sequence, 0, bytes);
     }
     Ok(())
 }
 
-/// Deletes the rows of a session from sequence `first` to `last`; returns how many there were.
+/// Deletes the rows of a session from sequence `first` to `last`, both of one lane; returns how many there were.
 fn remove(
     connection: &Connection,
     state: &mut State,
@@ -360,17 +388,17 @@ fn remove(
     first: u64,
     last: u64,
 ) -> rusqlite::Result<u64> {
-    let Some(queue) = state.sessions.get(&session) else { return Ok(0) };
+    let Some(queue) = state.queue(session, first) else { return Ok(0) };
     // What was refused or cancelled is above the last sequence on disk.
     let last = match queue.last {
         Some(stored) if stored >= first => last.min(stored),
         _ => return Ok(0),
     };
-    let (first, last) = (queue_key(queue.slot, first), queue_key(queue.slot, last));
-    let (messages, bytes) = count(connection, &state.topics, first, last)?;
+    let (first_key, last_key) = (queue_key(queue.slot, first), queue_key(queue.slot, last));
+    let (messages, bytes) = count(connection, &state.topics, first_key, last_key)?;
     if messages > 0 {
-        connection.prepare_cached("DELETE FROM queue WHERE key BETWEEN ?1 AND ?2")?.execute([first, last])?;
-        state.removed(session, messages, bytes);
+        connection.prepare_cached("DELETE FROM queue WHERE key BETWEEN ?1 AND ?2")?.execute([first_key, last_key])?;
+        state.removed(session, first, messages, bytes);
     }
     Ok(messages)
 }
@@ -424,7 +452,7 @@ fn write_summaries(connection: &Connection, state: &mut State, all: bool) -> rus
         let Some(last) = queue.last else { return Ok(()) };
         connection.prepare_cached("INSERT OR REPLACE INTO summary VALUES (?1, ?2, ?3, ?4)")?.execute(params![
             queue.slot,
-            last,
+            op::number(last),
             queue.messages,
             queue.bytes
         ])?;
@@ -432,11 +460,12 @@ fn write_summaries(connection: &Connection, state: &mut State, all: bool) -> rus
         Ok(())
     };
     if all {
-        state.sessions.values_mut().filter(|queue| queue.uncounted).try_for_each(&mut write)?;
+        let queues = state.sessions.values_mut().flat_map(Lanes::iter_mut);
+        queues.filter(|queue| queue.uncounted).try_for_each(&mut write)?;
         state.uncounted = 0;
     }
-    for session in std::mem::take(&mut state.shrunk) {
-        state.sessions.get_mut(&session).map_or(Ok(()), &mut write)?;
+    for (session, lane) in std::mem::take(&mut state.shrunk) {
+        state.queue_mut(session, first_sequence(lane)).map_or(Ok(()), &mut write)?;
     }
     Ok(())
 }

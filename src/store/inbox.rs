@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tracing::error;
 
 use super::batch::Batch;
-use super::schema::MAX_SEQUENCE;
+use super::op::{MAX_NUMBER, number};
 use super::stats::Stats;
 use super::{Due, Durability, Op, Page, PageLimit, Receipt, SessionId, Settings};
 
@@ -100,14 +100,9 @@ impl Inbox {
         let relaxed = self.durability == Durability::Relaxed && !self.stats.is_failing();
         for mut op in ops.drain(..) {
             if let Op::Enqueue { session, sequence, receipt, .. } = &mut op
-                && *sequence > MAX_SEQUENCE
+                && number(*sequence) == MAX_NUMBER
             {
-                error!(
-                    session = session.0,
-                    sequence,
-                    limit = MAX_SEQUENCE,
-                    "a message's sequence is too large to keep"
-                );
+                error!(session = session.0, sequence, "a queue has used up its sequences, the message is not kept");
                 receipt.take().inspect(|receipt| receipt.fail());
                 continue;
             }

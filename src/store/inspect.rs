@@ -17,12 +17,15 @@ use super::open::{self, OpenError, open_read_only, quick_check};
 use super::read::{QUEUE_COLUMNS, queue_row, sessions};
 use super::row::Malformed;
 use super::schema::{APPLICATION_ID, VERSION, key_sequence, key_slot};
-use super::state::State;
+use super::state::{Queue, State};
 use super::topics::Topics;
-use super::{Settings, StoredMessage, StoredSession, StoredState};
+use super::{Settings, StoredMessage, StoredSession, StoredState, lane, number};
 use crate::clock::Clock;
 use crate::message::{Message, Properties};
 use crate::topic::TopicName;
+
+/// The first version of the database with a table of lanes; an older one is read as if it had an empty one.
+const LANES_SINCE: i32 = 2;
 
 /// How long [`verify`] may take for the structure of the database.
 const VERIFY_TIME: Duration = Duration::from_secs(600);
@@ -94,8 +97,9 @@ pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Resu
     let clients = readable_clients(&connection);
     let mut exported = Exported::default();
     let mut write = |row: &Row<'_>| -> Result<bool, InspectError> {
-        let (Ok(key), Ok(row)) = (row.get::<_, i64>(0), queue_row(row, &topics)) else { return Ok(false) };
-        let client = clients.get(&key_slot(key)).map(String::as_str);
+        let Ok(key) = row.get::<_, i64>(0) else { return Ok(false) };
+        let (client, lane) = clients.get(&key_slot(key)).map_or((None, 0), |(client, lane)| (Some(&**client), *lane));
+        let Ok(row) = queue_row(row, lane, &topics) else { return Ok(false) };
         if client_id.is_some() && client_id != client {
             return Ok(true);
         }
@@ -121,7 +125,9 @@ pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Resu
     }
     match client_id {
         // In a damaged database the session may be what cannot be read.
-        Some(client_id) if exported == Exported::default() && !clients.values().any(|known| known == client_id) => {
+        Some(client_id)
+            if exported == Exported::default() && !clients.values().any(|(known, _)| known == client_id) =>
+        {
             Err(InspectError::NoSession(client_id.to_owned()))
         }
         _ => Ok(exported),
@@ -152,10 +158,12 @@ pub fn purge(settings: &Settings, client_id: Option<&str>, clock: &Clock) -> Res
         return Err(InspectError::NoSession(client_id.into()));
     }
     let mut removed = 0;
-    for StoredSession { record, queue, .. } in chosen {
-        let (Some(first), Some(last)) = (queue.first, queue.last) else { continue };
-        let batch = Batch::removing(record.id, first, last);
-        removed += database.commit(&batch).map_err(failed)?.messages_removed;
+    for StoredSession { record, queues, .. } in chosen {
+        for queue in queues {
+            let (Some(first), Some(last)) = (queue.first, queue.last) else { continue };
+            let batch = Batch::removing(record.id, first, last);
+            removed += database.commit(&batch).map_err(failed)?.messages_removed;
+        }
     }
     database
         .checkpoint()
@@ -173,6 +181,9 @@ fn connect(path: &Path) -> Result<(PathBuf, Connection), InspectError> {
     let looked = open_read_only(&path).and_then(|connection| {
         let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
         let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version < LANES_SINCE {
+            connection.execute_batch("PRAGMA temp_store = MEMORY; CREATE TEMP TABLE lane (session, lane, slot)")?;
+        }
         Ok((connection, application_id == APPLICATION_ID && version <= VERSION))
     });
     match looked {
@@ -200,26 +211,27 @@ fn verify_all(connection: &mut Connection) -> rusqlite::Result<Verdict> {
     let mut counted: HashMap<i64, (u64, u64)> = HashMap::new();
     let mut messages = 0;
     let read = each_row::<std::convert::Infallible>(&snapshot, "key >= 0 ORDER BY key", |row| {
-        let (Ok(key), Ok(row)) = (row.get::<_, i64>(0), queue_row(row, &state.topics)) else { return Ok(false) };
+        let (Ok(key), Ok(row)) = (row.get::<_, i64>(0), queue_row(row, 0, &state.topics)) else { return Ok(false) };
         messages += 1;
         match row {
             Ok((_, size)) => {
                 let count = counted.entry(key_slot(key)).or_default();
                 *count = (count.0 + 1, count.1 + size as u64);
             }
-            Err(error) => findings.push(format!("slot {} sequence {}: {error}", key_slot(key), key_sequence(key))),
+            Err(error) => findings.push(format!("slot {} number {}: {error}", key_slot(key), key_sequence(key, 0))),
         }
         Ok(true)
     });
     if let Ok(Err(error)) = read {
         findings.push(format!("the queues cannot be read to their end: {error}"));
     }
-    for (session, queue) in &state.sessions {
-        let (messages, bytes) = counted.get(&queue.slot).copied().unwrap_or_default();
-        if (messages, bytes) != (queue.messages, queue.bytes) {
+    let queues = state.sessions.iter().flat_map(|(session, lanes)| lanes.iter().map(move |queue| (session.0, queue)));
+    for (session, &Queue { lane, slot, messages, bytes, .. }) in queues {
+        let (found, found_bytes) = counted.get(&slot).copied().unwrap_or_default();
+        if (found, found_bytes) != (messages, bytes) {
             findings.push(format!(
-                "session {}: the summary says {} messages and {} bytes, the queue holds {messages} and {bytes}",
-                session.0, queue.messages, queue.bytes
+                "session {session} lane {lane}: the summary says {messages} messages and {bytes} bytes, the queue holds \
+                 {found} and {found_bytes}"
             ));
         }
     }
@@ -265,14 +277,20 @@ fn readable_topics(connection: &Connection) -> Topics {
     topics
 }
 
-/// Client ids by slot.
-fn readable_clients(connection: &Connection) -> HashMap<i64, String> {
+/// Client ids and lanes by slot.
+fn readable_clients(connection: &Connection) -> HashMap<i64, (String, u8)> {
     let mut clients = HashMap::new();
-    let Ok(mut statement) = connection.prepare("SELECT slot, client_id FROM session") else { return clients };
-    let Ok(mut rows) = statement.query([]) else { return clients };
-    while let Ok(Some(row)) = rows.next() {
-        if let (Ok(slot), Ok(client_id)) = (row.get(0), row.get(1)) {
-            clients.insert(slot, client_id);
+    // Each by itself: of a damaged database one may be readable.
+    for places in [
+        "SELECT slot, client_id, 0 FROM session",
+        "SELECT lane.slot, client_id, lane FROM lane JOIN session ON session.id = lane.session",
+    ] {
+        let Ok(mut statement) = connection.prepare(places) else { continue };
+        let Ok(mut rows) = statement.query([]) else { continue };
+        while let Ok(Some(row)) = rows.next() {
+            if let (Ok(slot), Ok(client_id), Ok(lane)) = (row.get(0), row.get(1), row.get(2)) {
+                clients.insert(slot, (client_id, lane));
+            }
         }
     }
     clients
@@ -282,7 +300,8 @@ fn to_json(client_id: Option<&str>, stored: &StoredMessage) -> Value {
     let mut line = Map::new();
     let mut put = |name: &str, value: Value| line.insert(name.into(), value);
     put("client_id", json!(client_id));
-    put("sequence", json!(stored.sequence));
+    put("lane", json!(lane(stored.sequence)));
+    put("sequence", json!(number(stored.sequence)));
     put("qos", json!(stored.qos.level()));
     put("retain", json!(stored.retain));
     let StoredState::Queued(message) = &stored.state else {

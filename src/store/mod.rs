@@ -55,7 +55,7 @@ use writer::Writer;
 
 pub use op::{
     Due, Op, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession, StoredState,
-    StoredSubscription, WillRecord,
+    StoredSubscription, WillRecord, first_sequence, lane, number,
 };
 pub use receipt::{Receipt, ReceiptState};
 
@@ -215,7 +215,7 @@ impl Store {
         self.0.inbox.ready().await;
     }
 
-    /// Reads a page of a queue, from sequence `from` on. `then` runs on the writer's thread and must be quick; the page
+    /// Reads a page of a lane of a queue, from sequence `from` on, which names it. `then` runs on the writer's thread and must be quick; the page
     /// shows everything that was submitted before this call. After [`Store::close`] `then` runs at once, with a page
     /// that has failed.
     pub fn load(&self, session: SessionId, from: u64, limit: PageLimit, then: Box<dyn FnOnce(Page) + Send>) {

@@ -12,6 +12,28 @@ use crate::topic::TopicName;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
+/// How many low bits of a sequence number a message within its lane; the bits above name the lane.
+///
+/// At 10,000 messages per second to one lane they last three and a half years without a restart.
+pub(super) const NUMBER_BITS: u32 = 40;
+/// No message has this number: it is what a lane that has come to its end would give out.
+pub(super) const MAX_NUMBER: u64 = (1 << NUMBER_BITS) - 1;
+
+/// The first sequence of a lane. A queue's only lane, and the only one that a session always has, is lane 0.
+pub fn first_sequence(lane: u8) -> u64 {
+    u64::from(lane) << NUMBER_BITS
+}
+
+/// The lane that a sequence belongs to.
+pub fn lane(sequence: u64) -> u8 {
+    u8::try_from(sequence >> NUMBER_BITS).unwrap_or(u8::MAX)
+}
+
+/// The number that a sequence has within its lane.
+pub fn number(sequence: u64) -> u64 {
+    sequence & MAX_NUMBER
+}
+
 /// One change to what is kept. Operations of one key take effect in the order they were submitted.
 #[derive(Clone, Debug)]
 pub enum Op {
@@ -33,8 +55,8 @@ pub enum Op {
         session: SessionId,
         filter: Arc<str>,
     },
-    /// Appends a message to the session's queue. `sequence` grows with every message of the session, is below 2^40
-    /// and is never used twice.
+    /// Appends a message to the session's queue, which may consist of several lanes. `sequence` says which one in its
+    /// high bits, see [`first_sequence`]; it grows with every message of the lane and is never used twice.
     Enqueue {
         session: SessionId,
         sequence: u64,
@@ -117,7 +139,8 @@ pub struct StoredSession {
     pub subscriptions: Vec<StoredSubscription>,
     /// Packet identifiers of inbound QoS 2 messages that are not released yet.
     pub inbound: Vec<u16>,
-    pub queue: QueueSummary,
+    /// The lanes of its queue, lane 0 first.
+    pub queues: Vec<QueueSummary>,
 }
 
 /// A subscription as it was found in the store; the fields are those of [`Op::PutSubscription`].
@@ -128,10 +151,11 @@ pub struct StoredSubscription {
     pub identifier: Option<u32>,
 }
 
-/// How much a session's queue holds on disk.
+/// How much one lane of a session's queue holds on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueSummary {
-    /// The lowest sequence in the queue; `None` where it is empty.
+    pub lane: u8,
+    /// The lowest sequence in the lane; `None` where it is empty.
     pub first: Option<u64>,
     /// The highest sequence known to have been stored, also where its message has gone; the next is larger.
     pub last: Option<u64>,
@@ -141,7 +165,7 @@ pub struct QueueSummary {
     pub bytes: u64,
 }
 
-/// A part of a queue, in the order of its sequences.
+/// A part of a lane, in the order of its sequences.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     pub messages: Vec<StoredMessage>,

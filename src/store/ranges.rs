@@ -34,15 +34,13 @@ impl Ranges {
         self.0.iter().map(|(&first, &last)| (first, last))
     }
 
-    /// Takes out everything above `last`.
-    pub fn truncate(&mut self, last: u64) {
-        if let Some(above) = last.checked_add(1) {
-            self.0.split_off(&above);
-        }
-        if let Some(mut entry) = self.0.last_entry() {
-            let end = (*entry.get()).min(last);
-            entry.insert(end);
-        }
+    /// Takes out of each range what is above its bound, which is found by the range's first number.
+    pub fn clip(&mut self, bound: impl Fn(u64) -> Option<u64>) {
+        self.0.retain(|&first, last| {
+            let Some(bound) = bound(first).filter(|&bound| bound >= first) else { return false };
+            *last = bound.min(*last);
+            true
+        });
     }
 
     /// How many numbers there are.
@@ -78,17 +76,21 @@ mod tests {
     }
 
     #[test]
-    fn truncation_cuts_through_a_range() {
-        let check = |last: u64, expected: &[(u64, u64)], count: usize| {
+    fn a_bound_cuts_through_a_range() {
+        let check = |bound: Option<u64>, expected: &[(u64, u64)], count: usize| {
             let mut ranges = Ranges::default();
             [1, 2, 3, 7, 8].into_iter().for_each(|number| ranges.insert(number));
-            ranges.truncate(last);
-            assert_eq!(ranges.iter().collect::<Vec<_>>(), expected, "{last}");
+            // Another lane, with a bound of its own.
+            [101, 102].into_iter().for_each(|number| ranges.insert(number));
+            ranges.clip(|first| if first > 100 { Some(101) } else { bound });
+            let expected = [expected, &[(101, 101)]].concat();
+            assert_eq!(ranges.iter().collect::<Vec<_>>(), expected, "{bound:?}");
             assert_eq!(ranges.count(), count);
         };
-        check(9, &[(1, 3), (7, 8)], 5);
-        check(7, &[(1, 3), (7, 7)], 4);
-        check(5, &[(1, 3)], 3);
-        check(0, &[], 0);
+        check(Some(9), &[(1, 3), (7, 8)], 6);
+        check(Some(7), &[(1, 3), (7, 7)], 5);
+        check(Some(5), &[(1, 3)], 4);
+        check(Some(0), &[], 1);
+        check(None, &[], 1);
     }
 }

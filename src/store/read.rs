@@ -41,10 +41,13 @@ pub(super) fn sessions(connection: &Connection, state: &State) -> rusqlite::Resu
             detached_at: row.get::<_, Option<i64>>(5)?.map(UnixMillis),
             will: wills.remove(&id),
         };
-        let queue = state.sessions.get(&id).map_or(Ok(QueueSummary::default()), |queue| summary(connection, queue))?;
+        let queues = match state.sessions.get(&id) {
+            Some(lanes) => lanes.iter().map(|queue| summary(connection, queue)).collect::<rusqlite::Result<_>>()?,
+            None => Vec::new(),
+        };
         let (subscriptions, inbound) =
             (subscriptions.remove(&id).unwrap_or_default(), inbound.remove(&id).unwrap_or_default());
-        sessions.push(StoredSession { record, subscriptions, inbound, queue });
+        sessions.push(StoredSession { record, subscriptions, inbound, queues });
     }
     Ok(sessions)
 }
@@ -62,7 +65,7 @@ pub(super) fn retained(connection: &Connection, each: &mut dyn FnMut(Message)) -
     Ok(())
 }
 
-/// The queue of `session` from sequence `from` on, as it will be once `pending` is written too.
+/// The lane of `session` that sequence `from` is in, from there on, as it will be once `pending` is written too.
 pub(super) fn page(
     connection: &Connection,
     state: &State,
@@ -72,9 +75,8 @@ pub(super) fn page(
     pending: &Batch,
 ) -> Page {
     let mut page = Page::default();
-    let Some(slot) = state.slot(session) else { return Page { complete: true, ..page } };
-    let (first, last) = (queue_key(slot, from), slot_keys(slot).1);
-    let result = fill_page(&mut page, connection, &state.topics, session, (first, last), limit, pending);
+    let Some(queue) = state.queue(session, from) else { return Page { complete: true, ..page } };
+    let result = fill_page(&mut page, connection, &state.topics, session, (queue, from), limit, pending);
     if let Err(error) = result {
         error!(%error, session = session.0, from, "a queue cannot be read");
         page.failed = true;
@@ -86,8 +88,12 @@ pub(super) fn page(
 /// The columns of a queue that [`queue_row`] reads.
 pub(super) const QUEUE_COLUMNS: &str = "key, topic, payload, flags, accepted_at, extra";
 
-/// A row of [`QUEUE_COLUMNS`], and its size as `Message::size` gives it.
-pub(super) fn queue_row(row: &Row<'_>, topics: &Topics) -> rusqlite::Result<Result<(StoredMessage, usize), Malformed>> {
+/// A row of [`QUEUE_COLUMNS`] in `lane`, and its size as `Message::size` gives it.
+pub(super) fn queue_row(
+    row: &Row<'_>,
+    lane: u8,
+    topics: &Topics,
+) -> rusqlite::Result<Result<(StoredMessage, usize), Malformed>> {
     let (key, flags): (i64, i64) = (row.get(0)?, row.get(3)?);
     let extra = row.get_ref(5)?.as_blob_or_null()?;
     let decode = || {
@@ -106,7 +112,7 @@ pub(super) fn queue_row(row: &Row<'_>, topics: &Topics) -> rusqlite::Result<Resu
             let size = message.size();
             (StoredState::Queued(Arc::new(message)), size)
         };
-        let sequence = key_sequence(key);
+        let sequence = key_sequence(key, lane);
         let (qos, retain, identifiers) = (grant.qos, grant.retain, grant.identifiers);
         Ok((StoredMessage { sequence, qos, retain, identifiers, state }, size))
     };
@@ -118,21 +124,21 @@ fn fill_page(
     connection: &Connection,
     topics: &Topics,
     session: SessionId,
-    (first, last): (i64, i64),
+    (queue, from): (&Queue, u64),
     limit: PageLimit,
     pending: &Batch,
 ) -> rusqlite::Result<()> {
     let mut statement = connection
         .prepare_cached(&format!("SELECT {QUEUE_COLUMNS} FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key"))?;
-    let mut rows = statement.query([first, last])?;
+    let mut rows = statement.query([queue_key(queue.slot, from), slot_keys(queue.slot).1])?;
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
-        let sequence = key_sequence(row.get(0)?);
+        let sequence = key_sequence(row.get(0)?, queue.lane);
         let effect = pending.effect_on(session, sequence);
         if effect == Some(Effect::Gone) {
             continue;
         }
-        let (mut message, size) = match queue_row(row, topics)? {
+        let (mut message, size) = match queue_row(row, queue.lane, topics)? {
             Ok(read) => read,
             Err(error) => {
                 error!(%error, session = session.0, sequence, "a queued message cannot be read and is lost");
@@ -158,8 +164,8 @@ fn summary(connection: &Connection, queue: &Queue) -> rusqlite::Result<QueueSumm
         .prepare_cached("SELECT key FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT 1")?
         .query_row([first, last], |row| row.get(0))
         .optional()?;
-    let Queue { last, messages, bytes, .. } = *queue;
-    Ok(QueueSummary { first: first.map(key_sequence), last, messages, bytes })
+    let Queue { lane, last, messages, bytes, .. } = *queue;
+    Ok(QueueSummary { lane, first: first.map(|key| key_sequence(key, lane)), last, messages, bytes })
 }
 
 fn subscriptions(connection: &Connection) -> rusqlite::Result<HashMap<SessionId, Vec<StoredSubscription>>> {

@@ -18,19 +18,16 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use super::op::{MAX_NUMBER, NUMBER_BITS, first_sequence, number};
+
 /// `PRAGMA application_id`: "FGAT". A database with another number is not ours.
 pub(super) const APPLICATION_ID: i32 = 0x4647_4154;
 
 /// Fits new databases; an old one keeps what it has.
 pub(super) const PAGE_BYTES: u32 = 2048;
 
-/// How many low bits of a queue key hold the sequence; the rest holds the session's slot.
-///
-/// At 10,000 messages per second to one session, 2^40 sequences last three and a half years without a restart, and
-/// 2^23 slots are more sessions than a gateway can hold at the same time.
-pub(super) const SEQUENCE_BITS: u32 = 40;
-pub(super) const MAX_SEQUENCE: u64 = (1 << SEQUENCE_BITS) - 1;
-pub(super) const MAX_SLOT: i64 = (1 << (63 - SEQUENCE_BITS)) - 1;
+/// 2^23 slots are more lanes of sessions than a gateway can hold at the same time.
+pub(super) const MAX_SLOT: i64 = (1 << (63 - NUMBER_BITS)) - 1;
 
 /// Step `n` makes version `n + 1` (`PRAGMA user_version`) of version `n`. A step that was released never changes.
 const MIGRATIONS: &[&str] = &[
@@ -59,6 +56,10 @@ const MIGRATIONS: &[&str] = &[
      -- only appends does not write here, one that removes does.
      CREATE TABLE summary (
          slot INTEGER PRIMARY KEY, last INTEGER NOT NULL, messages INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;",
+    // A queue of several lanes has a slot for each, so that each is one range of keys. `session.slot` is that of lane 0.
+    "CREATE TABLE lane (
+         session INTEGER NOT NULL, lane INTEGER NOT NULL, slot INTEGER NOT NULL,
+         PRIMARY KEY (session, lane)) STRICT, WITHOUT ROWID;",
 ];
 
 /// The version that this program reads and writes.
@@ -77,21 +78,21 @@ pub(super) fn migrate(connection: &mut Connection, version: i32) -> rusqlite::Re
     transaction.commit()
 }
 
-/// The key of a queue's row.
+/// The key of a queue's row; `slot` is that of the lane which `sequence` names.
 pub(super) fn queue_key(slot: i64, sequence: u64) -> i64 {
-    slot << SEQUENCE_BITS | i64::try_from(sequence & MAX_SEQUENCE).unwrap_or(i64::MAX)
+    slot << NUMBER_BITS | i64::try_from(number(sequence)).unwrap_or(i64::MAX)
 }
 
 /// The first and last key that a slot can have.
 pub(super) fn slot_keys(slot: i64) -> (i64, i64) {
-    (queue_key(slot, 0), queue_key(slot, MAX_SEQUENCE))
+    (queue_key(slot, 0), queue_key(slot, MAX_NUMBER))
 }
 
-/// The sequence in a key.
-pub(super) fn key_sequence(key: i64) -> u64 {
-    u64::try_from(key).unwrap_or(0) & MAX_SEQUENCE
+/// The sequence of a key whose slot is that of `lane`.
+pub(super) fn key_sequence(key: i64, lane: u8) -> u64 {
+    first_sequence(lane) | number(u64::try_from(key).unwrap_or(0))
 }
 
 pub(super) fn key_slot(key: i64) -> i64 {
-    key >> SEQUENCE_BITS
+    key >> NUMBER_BITS
 }

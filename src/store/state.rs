@@ -8,21 +8,22 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::SessionId;
 use super::database::count;
+use super::op::{self, first_sequence};
 use super::schema::{MAX_SLOT, key_sequence, key_slot, queue_key, slot_keys};
 use super::topics::Topics;
 use crate::topic::TopicName;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    pub sessions: HashMap<SessionId, Queue>,
+    pub sessions: HashMap<SessionId, Lanes>,
     pub topics: Topics,
     /// Sums over all queues.
     pub messages: u64,
     pub bytes: u64,
     /// Appended since all summaries were written, in bytes.
     pub uncounted: u64,
-    /// Sessions that lost messages in this transaction: their summaries must be written with it.
-    pub shrunk: HashSet<SessionId>,
+    /// Lanes that lost messages in this transaction: their summaries must be written with it.
+    pub shrunk: HashSet<(SessionId, u8)>,
     /// Slots of dropped sessions that may still have rows.
     pub draining: Vec<i64>,
     /// Slots below `next_slot` that hold nothing.
@@ -30,9 +31,32 @@ pub(super) struct State {
     next_slot: i64,
 }
 
-/// The queue of a session as it is on disk.
+/// The queue of a session as it is on disk, lane by lane. Lane 0 is there as long as the session is, any other from its
+/// first message on.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    first: Queue,
+    others: Vec<Queue>,
+}
+
+impl Lanes {
+    pub fn new(first: Queue) -> Self {
+        Self { first, others: Vec::new() }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Queue> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Queue> {
+        std::iter::once(&mut self.first).chain(&mut self.others)
+    }
+}
+
+/// One lane of a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Queue {
+    pub lane: u8,
     pub slot: i64,
     /// The highest sequence known to have been on disk.
     pub last: Option<u64>,
@@ -43,8 +67,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub fn empty(slot: i64) -> Self {
-        Self { slot, last: None, messages: 0, bytes: 0, uncounted: false }
+    pub fn empty(lane: u8, slot: i64) -> Self {
+        Self { lane, slot, last: None, messages: 0, bytes: 0, uncounted: false }
     }
 }
 
@@ -59,17 +83,22 @@ impl State {
                 state.topics.insert(row.get(0)?, name);
             }
         }
+        // Lane 0 of every session comes first.
         let mut statement = connection.prepare_cached(
-            "SELECT session.id, session.slot, summary.last, summary.messages, summary.bytes
-             FROM session LEFT JOIN summary USING (slot)",
+            "SELECT place.session, place.lane, place.slot, summary.last, summary.messages, summary.bytes
+             FROM (SELECT id AS session, 0 AS lane, slot FROM session
+                   UNION ALL SELECT session, lane, slot FROM lane) AS place
+             LEFT JOIN summary USING (slot) ORDER BY place.lane",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
+            let lane = row.get(1)?;
             let mut queue = Queue {
-                slot: row.get(1)?,
-                last: row.get(2)?,
-                messages: row.get::<_, Option<u64>>(3)?.unwrap_or(0),
-                bytes: row.get::<_, Option<u64>>(4)?.unwrap_or(0),
+                lane,
+                slot: row.get(2)?,
+                last: row.get::<_, Option<u64>>(3)?.map(|last| first_sequence(lane) | last),
+                messages: row.get::<_, Option<u64>>(4)?.unwrap_or(0),
+                bytes: row.get::<_, Option<u64>>(5)?.unwrap_or(0),
                 uncounted: false,
             };
             let (first, end) = slot_keys(queue.slot);
@@ -80,7 +109,7 @@ impl State {
                     .prepare_cached("SELECT max(key) FROM queue WHERE key BETWEEN ?1 AND ?2")?
                     .query_row([after, end], |row| row.get(0))?;
                 queue = Queue {
-                    last: Some(key_sequence(last)),
+                    last: Some(key_sequence(last, lane)),
                     messages: queue.messages + messages,
                     bytes: queue.bytes + bytes,
                     uncounted: true,
@@ -90,7 +119,12 @@ impl State {
             }
             state.messages += queue.messages;
             state.bytes += queue.bytes;
-            state.sessions.insert(SessionId(row.get(0)?), queue);
+            let session = SessionId(row.get(0)?);
+            if lane == 0 {
+                state.sessions.insert(session, Lanes::new(queue));
+            } else if let Some(lanes) = state.sessions.get_mut(&session) {
+                lanes.others.push(queue);
+            }
         }
         state.read_slots(connection)?;
         Ok(state)
@@ -100,8 +134,26 @@ impl State {
         self.sessions.contains_key(&session)
     }
 
-    pub fn slot(&self, session: SessionId) -> Option<i64> {
-        self.sessions.get(&session).map(|queue| queue.slot)
+    /// The lane that `sequence` of a session belongs to, if it has it.
+    pub fn queue(&self, session: SessionId, sequence: u64) -> Option<&Queue> {
+        let lane = op::lane(sequence);
+        self.sessions.get(&session)?.iter().find(|queue| queue.lane == lane)
+    }
+
+    pub fn queue_mut(&mut self, session: SessionId, sequence: u64) -> Option<&mut Queue> {
+        let lane = op::lane(sequence);
+        self.sessions.get_mut(&session)?.iter_mut().find(|queue| queue.lane == lane)
+    }
+
+    pub fn slot(&self, session: SessionId, sequence: u64) -> Option<i64> {
+        self.queue(session, sequence).map(|queue| queue.slot)
+    }
+
+    /// Gives a session one more lane.
+    pub fn add_lane(&mut self, session: SessionId, lane: u8, slot: i64) {
+        if let Some(lanes) = self.sessions.get_mut(&session) {
+            lanes.others.push(Queue::empty(lane, slot));
+        }
     }
 
     /// A slot that no session has.
@@ -115,11 +167,9 @@ impl State {
 
     /// A row of `size` bytes was written; `uncounted` is what it weighs for the next summary.
     pub fn appended(&mut self, session: SessionId, sequence: u64, size: u64, uncounted: u64) {
-        let Some(queue) = self.sessions.get_mut(&session) else { return };
-        if queue.last >= Some(sequence) {
-            // Below what the summary says: only a summary written now counts it.
-            self.shrunk.insert(session);
-        }
+        let Some(queue) = self.queue_mut(session, sequence) else { return };
+        // Below what the summary says: only a summary written now counts it.
+        let shrunk = queue.last >= Some(sequence);
         queue.last = queue.last.max(Some(sequence));
         queue.messages += 1;
         queue.bytes += size;
@@ -127,21 +177,24 @@ impl State {
         self.messages += 1;
         self.bytes += size;
         self.uncounted += uncounted;
+        if shrunk {
+            self.shrunk.insert((session, op::lane(sequence)));
+        }
     }
 
-    /// Rows went, or lost their content.
-    pub fn removed(&mut self, session: SessionId, messages: u64, bytes: u64) {
-        let Some(queue) = self.sessions.get_mut(&session) else { return };
+    /// Rows of the lane of `sequence` went, or lost their content.
+    pub fn removed(&mut self, session: SessionId, sequence: u64, messages: u64, bytes: u64) {
+        let Some(queue) = self.queue_mut(session, sequence) else { return };
         queue.messages = queue.messages.saturating_sub(messages);
         queue.bytes = queue.bytes.saturating_sub(bytes);
         self.messages = self.messages.saturating_sub(messages);
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.shrunk.insert(session);
+        self.shrunk.insert((session, op::lane(sequence)));
     }
 
     /// Finds which slots are free and which belong to dropped sessions, with one step for each slot that has rows.
     fn read_slots(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let used: HashSet<i64> = self.sessions.values().map(|queue| queue.slot).collect();
+        let used: HashSet<i64> = self.sessions.values().flat_map(Lanes::iter).map(|queue| queue.slot).collect();
         self.next_slot = used.iter().max().map_or(1, |slot| slot + 1);
         let mut statement = connection.prepare_cached("SELECT key FROM queue WHERE key >= ?1 ORDER BY key LIMIT 1")?;
         let mut from = Some(0);

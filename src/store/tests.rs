@@ -154,8 +154,9 @@ fn everything_comes_back_after_a_restart() {
 
     let mut opened = open(directory.path());
     assert_eq!(opened.quarantined, None);
-    let queue = QueueSummary { first: Some(11), last: Some(15), messages: 5, bytes: 4 * 5 };
-    let expected = StoredSession { record: full, subscriptions: filters.to_vec(), inbound: vec![9], queue };
+    let queue = QueueSummary { lane: 0, first: Some(11), last: Some(15), messages: 5, bytes: 4 * 5 };
+    let expected =
+        StoredSession { record: full, subscriptions: filters.to_vec(), inbound: vec![9], queues: vec![queue] };
     assert_eq!(opened.sessions().unwrap(), [expected]);
     let mut retained = Vec::new();
     opened.retained(&mut |message| retained.push(message)).unwrap();
@@ -403,7 +404,7 @@ fn a_transaction_that_fails_half_way_leaves_no_trace_in_what_is_known() {
     let error = database.commit(&batch(ops)).unwrap_err();
     assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DiskFull));
     assert_eq!(database.state.sessions.keys().collect::<Vec<_>>(), [&S]);
-    assert_eq!((database.state.messages, database.state.sessions[&S].last), (1, Some(1)));
+    assert_eq!((database.state.messages, database.state.queue(S, 0).unwrap().last), (1, Some(1)));
     database.commit(&batch(vec![put(SessionId(2)), enqueue(S, 2, message("t", "x"), None)])).unwrap();
     assert_eq!((database.state.messages, database.state.sessions.len()), (2, 2));
 }

@@ -153,8 +153,8 @@ impl Writer {
 
     fn keep(&mut self, mut work: Batch) {
         if self.database.refresh().is_ok() {
-            let sessions = &self.database.state.sessions;
-            work.prune(|session| sessions.get(&session).map(|queue| queue.last));
+            let state = &self.database.state;
+            work.prune(|session| state.has(session), |session, sequence| state.queue(session, sequence)?.last);
         }
         work.fail_subscriptions();
         self.kept = work;

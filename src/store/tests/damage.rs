@@ -201,6 +201,8 @@ fn a_database_of_version_1_is_read() {
     let old = rusqlite::Connection::open(database(&directory)).unwrap();
     old.execute_batch(VERSION_1).unwrap();
     old.close().unwrap();
+    let shown = inspect::show(directory.path()).unwrap();
+    assert!(inspect::verify(directory.path()).unwrap().findings.is_empty());
 
     let mut opened = open(directory.path());
     assert_eq!(opened.quarantined, None);
@@ -218,9 +220,10 @@ fn a_database_of_version_1_is_read() {
         will: Some(Box::new(WillRecord { message: will, delay: Duration::from_secs(5) })),
     };
     let subscription = StoredSubscription { filter: "a/#".into(), options: 2, identifier: Some(7) };
-    let queue = QueueSummary { first: Some(40), last: Some(42), messages: 3, bytes: 5 + 7 };
-    let expected = StoredSession { record, subscriptions: vec![subscription], inbound: vec![513], queue };
+    let queue = QueueSummary { lane: 0, first: Some(40), last: Some(42), messages: 3, bytes: 5 + 7 };
+    let expected = StoredSession { record, subscriptions: vec![subscription], inbound: vec![513], queues: vec![queue] };
     assert_eq!(session, expected);
+    assert_eq!(shown, [expected]);
     let mut retained = Vec::new();
     opened.retained(&mut |message| retained.push(message)).unwrap();
     assert_eq!(retained, [Message::new(topic("state"), "ok", QoS::AtLeastOnce, at).retained()]);
@@ -279,7 +282,7 @@ fn a_damaged_database_gives_up_what_can_be_read() {
 fn queues_are_shown_and_purged_from_outside() {
     let directory = filled();
     let shown = inspect::show(directory.path()).unwrap();
-    assert_eq!((shown[0].queue.messages, shown[0].queue.bytes), (200, 200 * 510));
+    assert_eq!((shown[0].queues[0].messages, shown[0].queues[0].bytes), (200, 200 * 510));
     let settings = settings(directory.path());
     let error = inspect::purge(&settings, Some("nobody"), &clock()).unwrap_err();
     assert!(matches!(error, inspect::InspectError::NoSession(_)), "{error}");
@@ -289,7 +292,7 @@ fn queues_are_shown_and_purged_from_outside() {
     assert!(matches!(error, inspect::InspectError::Open(OpenError::Locked { .. })), "{error}");
     store.close();
     assert_eq!(inspect::purge(&settings, Some("client-1"), &clock()).unwrap(), 200);
-    let queue = QueueSummary { first: None, last: Some(200), messages: 0, bytes: 0 };
-    assert_eq!(inspect::show(directory.path()).unwrap()[0].queue, queue);
+    let queue = QueueSummary { lane: 0, first: None, last: Some(200), messages: 0, bytes: 0 };
+    assert_eq!(inspect::show(directory.path()).unwrap()[0].queues, [queue]);
     assert!(inspect::verify(directory.path()).unwrap().findings.is_empty());
 }

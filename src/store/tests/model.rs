@@ -6,6 +6,8 @@ use std::fs;
 use super::*;
 
 const SESSIONS: u64 = 4;
+/// Lanes of each of them.
+const LANES: u64 = 3;
 
 /// Numbers that look random and are the same every time (xorshift64*).
 struct Random(u64);
@@ -61,7 +63,7 @@ fn step(random: &mut Random, model: &mut Model, next_id: &mut u64, next_sequence
             Op::DropSession(session)
         }
         1..=40 => {
-            let sequence = *next_sequence;
+            let sequence = first_sequence(random.below(LANES) as u8) | *next_sequence;
             *next_sequence += 1 + random.below(2);
             held.queue.insert(sequence, Some((topic.clone(), (length, byte))));
             enqueue(session, sequence, message(&topic, payload), None)
@@ -117,16 +119,21 @@ fn held_by(mut opened: Opened) -> Model {
         .unwrap();
     let sessions = opened.sessions().unwrap();
     let store = opened.run().unwrap();
-    for StoredSession { record, subscriptions, inbound, queue } in sessions {
+    for StoredSession { record, subscriptions, inbound, queues } in sessions {
         let held = Held {
             subscriptions: subscriptions.iter().map(|found| (found.filter.to_string(), found.options)).collect(),
             inbound: inbound.into_iter().collect(),
             queue: queue_of(&store, record.id),
         };
-        let bytes = held.queue.values().flatten().map(|(topic, payload)| topic.len() + payload.0).sum::<usize>();
-        let first = held.queue.keys().next().copied();
-        assert_eq!((queue.first, queue.messages, queue.bytes), (first, held.queue.len() as u64, bytes as u64));
-        assert!(queue.last >= held.queue.keys().next_back().copied());
+        assert!(held.queue.keys().all(|&sequence| queues.iter().any(|queue| queue.lane == lane(sequence))));
+        for queue in queues {
+            let mine = || held.queue.iter().filter(|(sequence, _)| lane(**sequence) == queue.lane);
+            let content = mine().filter_map(|(_, content)| content.as_ref());
+            let bytes = content.map(|(topic, payload)| topic.len() + payload.0).sum::<usize>();
+            let first = mine().next().map(|(sequence, _)| *sequence);
+            assert_eq!((queue.first, queue.messages, queue.bytes), (first, mine().count() as u64, bytes as u64));
+            assert!(queue.last >= mine().next_back().map(|(sequence, _)| *sequence));
+        }
         model.sessions.insert(record.id, held);
     }
     model
@@ -139,21 +146,25 @@ fn summed(message: &Message) -> Payload {
 }
 
 fn queue_of(store: &Store, session: SessionId) -> BTreeMap<u64, Option<(String, Payload)>> {
-    let (mut queue, mut from) = (BTreeMap::new(), 0);
-    loop {
-        let page = load(store, session, from, 7, 1000);
-        for StoredMessage { sequence, state, .. } in page.messages {
-            from = sequence + 1;
-            let content = match state {
-                StoredState::Queued(message) => Some((message.topic.to_string(), summed(&message))),
-                StoredState::Released => None,
-            };
-            queue.insert(sequence, content);
-        }
-        if page.complete {
-            return queue;
+    let mut queue = BTreeMap::new();
+    for lane in 0..LANES {
+        let mut from = first_sequence(lane as u8);
+        loop {
+            let page = load(store, session, from, 7, 1000);
+            for StoredMessage { sequence, state, .. } in page.messages {
+                from = sequence + 1;
+                let content = match state {
+                    StoredState::Queued(message) => Some((message.topic.to_string(), summed(&message))),
+                    StoredState::Released => None,
+                };
+                queue.insert(sequence, content);
+            }
+            if page.complete {
+                break;
+            }
         }
     }
+    queue
 }
 
 /// Submits while another connection keeps the store from writing: what is new may be refused, nothing else may be lost.
@@ -186,7 +197,7 @@ fn submit_blocked(random: &mut Random, directory: &Path, store: &Store, model: &
                 Op::PutSubscription { session, filter, options: 3, identifier: None, receipt: None }
             }
             _ => {
-                let (sequence, kept) = (*next_sequence, receipt());
+                let (sequence, kept) = (first_sequence(random.below(LANES) as u8) | *next_sequence, receipt());
                 *next_sequence += 1;
                 held.queue.insert(sequence, Some(("topic/1".into(), (9, 9))));
                 receipts.push((session, sequence, kept.clone()));

@@ -16,7 +16,7 @@ const VICTIM: &str = "FIELDGATE_STORE_VICTIM";
 fn victim() {
     let Ok(directory) = std::env::var(VICTIM) else { return };
     let mut opened = open(Path::new(&directory));
-    let last = opened.sessions().unwrap().first().and_then(|session| session.queue.last).unwrap_or(0);
+    let last = opened.sessions().unwrap().first().and_then(|session| session.queues[0].last).unwrap_or(0);
     let store = opened.run().unwrap();
     keep(&store, vec![put(S)]);
     let mut out = std::io::stdout().lock();

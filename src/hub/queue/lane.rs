@@ -1,0 +1,643 @@
+//! One lane of a queue: messages in order, with their inflight window and QoS state.
+//!
+//! **Memory and disk.** The head of a lane is in memory. When the head is full, later messages of a durable queue are
+//! journaled only (the *tail*) and paged back in as the head drains.
+//!
+//! **Packet identifiers** are a function of the lane's sequence, so that a message keeps its identifier through a crash
+//! without a write for each send. A QoS 2 message of a durable queue is sent only once it is on disk: after a crash it
+//! goes out again under the same identifier and its receiver can tell that it is the same message.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::{Delivery, Depth, Incoming, Orphan, Outbound, PacketId, QueueLimits};
+use crate::clock::UnixMillis;
+use crate::message::{Message, QoS};
+use crate::signal::Signal;
+use crate::store::{
+    Op, QueueSummary, Receipt, ReceiptState, SessionId, StoredMessage, StoredState, first_sequence, number,
+};
+
+#[derive(Debug)]
+struct Entry {
+    sequence: u64,
+    incoming: Incoming,
+    /// A QoS 2 message of a durable queue waits for this before it is sent.
+    committed: Option<Arc<Receipt>>,
+}
+
+impl Incoming {
+    /// This queue's part of the memory that a message of `size` bytes takes.
+    fn weight(&self, size: usize) -> u64 {
+        (size_of::<Entry>() + ((size + size_of::<Message>()) >> self.spread)) as u64
+    }
+
+    fn own_weight(&self) -> u64 {
+        self.weight(self.message.size())
+    }
+}
+
+#[derive(Debug)]
+struct Inflight {
+    sequence: u64,
+    state: InflightState,
+}
+
+#[derive(Debug)]
+enum InflightState {
+    /// PUBLISH was sent; PUBACK or PUBREC is awaited.
+    Published(Incoming),
+    /// PUBREC has come and is being journaled; PUBREL may not be sent before.
+    Releasing(Arc<Receipt>),
+    /// PUBREL was sent; PUBCOMP is awaited.
+    Released,
+    /// Acknowledged out of order; leaves when it comes to the front.
+    Done,
+}
+
+/// The part of a durable lane that is on disk only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tail {
+    /// The first sequence that is on disk only.
+    from: u64,
+    messages: u64,
+    bytes: u64,
+}
+
+/// One lane of a session's queue, or all of it.
+#[derive(Debug)]
+pub(super) struct Lane {
+    session: SessionId,
+    identifiers: Identifiers,
+    /// Whether messages are journaled; fixed for the life of the session.
+    durable: bool,
+    /// QoS 1 and 2 in order, not yet sent.
+    waiting: VecDeque<Entry>,
+    waiting_bytes: u64,
+    /// QoS 0, not yet sent; beside the window and never journaled.
+    lossy: VecDeque<Incoming>,
+    lossy_bytes: u64,
+    /// QoS 1 and 2 in order, sent and not yet acknowledged.
+    inflight: VecDeque<Inflight>,
+    /// How many of `inflight` have been sent on this connection; the rest is sent again before anything new.
+    resent: usize,
+    /// How many of those sent on this connection are not yet acknowledged.
+    outstanding: usize,
+    /// PUBRELs that may be sent.
+    releases: VecDeque<PacketId>,
+    /// How many of `inflight` wait for their PUBREC to reach the disk.
+    releasing: usize,
+    tail: Option<Tail>,
+    loading: Option<u64>,
+    next_sequence: u64,
+    /// Messages found on disk at start that may have been sent before the crash.
+    maybe_sent: usize,
+    /// What the messages in memory weigh.
+    held: u64,
+}
+
+impl Lane {
+    /// An empty lane; `index` is its place among the lanes of its queue.
+    pub fn new(session: SessionId, durable: bool, index: u8, identifiers: Identifiers) -> Self {
+        Self {
+            session,
+            identifiers,
+            durable,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            lossy: VecDeque::new(),
+            lossy_bytes: 0,
+            inflight: VecDeque::new(),
+            resent: 0,
+            outstanding: 0,
+            releases: VecDeque::new(),
+            releasing: 0,
+            tail: None,
+            loading: None,
+            next_sequence: first_sequence(index),
+            maybe_sent: 0,
+            held: 0,
+        }
+    }
+
+    /// Takes up what was found on disk. Up to `window` of its first messages may have been sent before the gateway
+    /// stopped.
+    pub fn restore(&mut self, found: QueueSummary, window: u16) {
+        if let Some(last) = found.last {
+            self.next_sequence = last + 1;
+        }
+        if let Some(from) = found.first {
+            self.tail = Some(Tail { from, messages: found.messages, bytes: found.bytes });
+            self.maybe_sent = usize::from(window);
+        }
+    }
+
+    /// What another member of a shared subscription may have when the session ends: what was not sent, and QoS 1 that
+    /// was not acknowledged (MQTT 5.0 §4.8.2). A QoS 2 delivery that was begun is not begun anew [MQTT-4.8.2-5]. What is
+    /// in memory only: what was paged in from the journal does not know its subscription.
+    pub fn into_orphans(self) -> impl Iterator<Item = Orphan> {
+        let begun = self.inflight.into_iter().filter_map(|entry| match entry.state {
+            InflightState::Published(incoming) if incoming.qos == QoS::AtLeastOnce => Some(incoming),
+            _ => None,
+        });
+        let waiting = self.waiting.into_iter().map(|entry| entry.incoming);
+        begun.chain(waiting).filter_map(|incoming| Some((incoming.shared?, incoming.message)))
+    }
+
+    /// Messages waiting or unacknowledged.
+    pub fn len(&self) -> u64 {
+        let tail = self.tail.map_or(0, |tail| tail.messages);
+        let inflight = self.inflight.iter().filter(|entry| !matches!(entry.state, InflightState::Done)).count();
+        (self.waiting.len() + self.lossy.len() + inflight) as u64 + tail
+    }
+
+    /// Bytes waiting, in memory and on disk.
+    pub fn bytes(&self) -> u64 {
+        self.waiting_bytes + self.lossy_bytes + self.tail.map_or(0, |tail| tail.bytes)
+    }
+
+    /// Messages and bytes that wait in memory: what a slow connection makes grow.
+    pub fn backlog(&self) -> (usize, u64) {
+        (self.waiting.len() + self.lossy.len(), self.waiting_bytes + self.lossy_bytes)
+    }
+
+    /// This queue's part of the memory that messages take, in bytes.
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
+    pub fn has_tail(&self) -> bool {
+        self.tail.is_some()
+    }
+
+    /// Whether one more message waits in memory.
+    pub fn fits_in_memory(&self, limits: &QueueLimits) -> bool {
+        self.tail.is_none()
+            && self.waiting.len() < limits.memory_messages
+            && self.waiting_bytes < limits.memory_bytes as u64
+    }
+
+    /// QoS 1 and 2 messages that wait, and their bytes: what the limits of the queue are about.
+    pub fn depth(&self) -> Depth {
+        let tail = self.tail.unwrap_or(Tail { from: 0, messages: 0, bytes: 0 });
+        Depth { messages: self.waiting.len() as u64 + tail.messages, bytes: self.waiting_bytes + tail.bytes }
+    }
+
+    /// QoS 0 messages that wait, and their bytes.
+    pub fn depth_lossy(&self) -> Depth {
+        Depth { messages: self.lossy.len() as u64, bytes: self.lossy_bytes }
+    }
+
+    /// Adds a QoS 1 or 2 message. `receipt` is the publisher's: it counts the journal entry made here.
+    pub fn push(
+        &mut self,
+        incoming: Incoming,
+        receipt: Option<&Arc<Receipt>>,
+        signal: &Arc<Signal>,
+        limits: &QueueLimits,
+        ops: &mut Vec<Op>,
+    ) {
+        let size = incoming.message.size();
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let mut committed = None;
+        if self.durable {
+            let mut receipt = receipt.cloned();
+            if incoming.qos == QoS::ExactlyOnce {
+                let own = Receipt::following(receipt.take(), signal.clone());
+                committed = Some(own.clone());
+                receipt = Some(own);
+            }
+            if let Some(receipt) = &receipt {
+                receipt.add();
+            }
+            ops.push(Op::Enqueue {
+                session: self.session,
+                sequence,
+                qos: incoming.qos,
+                retain: incoming.retain,
+                identifiers: incoming.identifiers.clone(),
+                message: incoming.message.clone(),
+                receipt,
+            });
+            if !self.fits_in_memory(limits) {
+                let tail = self.tail.get_or_insert(Tail { from: sequence, messages: 0, bytes: 0 });
+                tail.messages += 1;
+                tail.bytes += size as u64;
+                return;
+            }
+        }
+        self.waiting_bytes += size as u64;
+        self.held += incoming.weight(size);
+        self.waiting.push_back(Entry { sequence, incoming, committed });
+    }
+
+    /// Adds a QoS 0 message.
+    pub fn push_lossy(&mut self, incoming: Incoming) {
+        let size = incoming.message.size();
+        self.lossy_bytes += size as u64;
+        self.held += incoming.weight(size);
+        self.lossy.push_back(incoming);
+    }
+
+    /// Gives up the oldest message that waits: in memory, or on disk where memory holds none. False where none waits.
+    pub fn drop_oldest(&mut self, ops: &mut Vec<Op>) -> bool {
+        if let Some(entry) = self.waiting.pop_front() {
+            self.forget_waiting(&entry, ops);
+            return true;
+        }
+        let Some(tail) = self.tail.as_mut().filter(|tail| tail.messages > 0) else { return false };
+        let sequence = tail.from;
+        tail.from += 1;
+        // Its size is on disk too; the average of what is there will do for a limit.
+        tail.bytes -= tail.bytes / tail.messages;
+        tail.messages -= 1;
+        self.remove_from_journal(sequence, ops);
+        true
+    }
+
+    fn forget_waiting(&mut self, entry: &Entry, ops: &mut Vec<Op>) {
+        let size = entry.incoming.message.size();
+        self.waiting_bytes -= size as u64;
+        self.held -= entry.incoming.weight(size);
+        self.remove_from_journal(entry.sequence, ops);
+    }
+
+    fn remove_from_journal(&self, sequence: u64, ops: &mut Vec<Op>) {
+        if self.durable {
+            ops.push(Op::Remove { session: self.session, sequence });
+        }
+    }
+
+    /// Moves up to `max` of what may be sent now to `into`: redeliveries first, then PUBRELs, then QoS 0, then new
+    /// messages while fewer than `window` are unacknowledged. Returns how many expired messages were given up.
+    pub fn take(
+        &mut self,
+        into: &mut Vec<Outbound>,
+        max: usize,
+        window: u16,
+        now: UnixMillis,
+        ops: &mut Vec<Op>,
+    ) -> u64 {
+        let end = into.len() + max;
+        self.take_again(into, end, window);
+        self.take_releases(into, end);
+        self.take_new(into, end, window, now, ops)
+    }
+
+    /// Moves what an earlier connection has left unacknowledged to `into`, up to its length `end`.
+    pub fn take_again(&mut self, into: &mut Vec<Outbound>, end: usize, window: u16) {
+        while into.len() < end && self.resent < self.inflight.len() {
+            if self.outstanding >= usize::from(window) || !self.resend_next(into) {
+                break;
+            }
+        }
+    }
+
+    /// Moves the PUBRELs that may be sent to `into`, up to its length `end`.
+    pub fn take_releases(&mut self, into: &mut Vec<Outbound>, end: usize) {
+        self.collect_releases();
+        while into.len() < end
+            && let Some(packet_id) = self.releases.pop_front()
+        {
+            into.push(Outbound::Release(packet_id));
+        }
+    }
+
+    /// Moves messages that were never sent to `into`, up to its length `end`: QoS 0, then the others while fewer than
+    /// `window` are unacknowledged. Returns how many expired messages were given up.
+    pub fn take_new(
+        &mut self,
+        into: &mut Vec<Outbound>,
+        end: usize,
+        window: u16,
+        now: UnixMillis,
+        ops: &mut Vec<Op>,
+    ) -> u64 {
+        let mut expired = 0;
+        while into.len() < end
+            && let Some(incoming) = self.lossy.pop_front()
+        {
+            let size = incoming.message.size();
+            self.lossy_bytes -= size as u64;
+            self.held -= incoming.weight(size);
+            if incoming.message.is_expired(now) {
+                expired += 1;
+            } else {
+                into.push(Outbound::Publish(self.delivery(incoming, None, false)));
+            }
+        }
+        if self.lossy.is_empty() {
+            give_back(&mut self.lossy);
+        }
+        while into.len() < end
+            && self.resent == self.inflight.len()
+            && self.outstanding < usize::from(window)
+            && let Some(entry) = self.waiting.front()
+        {
+            let state = entry.committed.as_ref().map_or(ReceiptState::Done, |receipt| receipt.state());
+            if state == ReceiptState::Pending || !self.identifier_is_free(entry.sequence) {
+                break;
+            }
+            let Some(entry) = self.waiting.pop_front() else { break };
+            if state == ReceiptState::Failed {
+                // Its publisher was told that it could not be kept.
+                self.forget_waiting(&entry, ops);
+                continue;
+            }
+            if entry.incoming.message.is_expired(now) {
+                self.forget_waiting(&entry, ops);
+                expired += 1;
+                continue;
+            }
+            self.waiting_bytes -= entry.incoming.message.size() as u64;
+            into.push(Outbound::Publish(self.delivery(entry.incoming.clone(), Some(entry.sequence), false)));
+            self.inflight
+                .push_back(Inflight { sequence: entry.sequence, state: InflightState::Published(entry.incoming) });
+            self.resent += 1;
+            self.outstanding += 1;
+        }
+        if self.waiting.is_empty() {
+            give_back(&mut self.waiting);
+        }
+        expired
+    }
+
+    /// Sends the next unacknowledged message of an earlier connection again. False when it must wait.
+    fn resend_next(&mut self, into: &mut Vec<Outbound>) -> bool {
+        let entry = &self.inflight[self.resent];
+        let id = self.identifier(entry.sequence);
+        match &entry.state {
+            InflightState::Published(incoming) => {
+                into.push(Outbound::Publish(self.delivery(incoming.clone(), Some(entry.sequence), true)));
+            }
+            InflightState::Releasing(receipt) if receipt.state() == ReceiptState::Pending => return false,
+            InflightState::Releasing(_) | InflightState::Released => {
+                self.releasing -= usize::from(matches!(entry.state, InflightState::Releasing(_)));
+                self.inflight[self.resent].state = InflightState::Released;
+                into.push(Outbound::Release(id));
+            }
+            InflightState::Done => {
+                self.resent += 1;
+                return true;
+            }
+        }
+        self.resent += 1;
+        self.outstanding += 1;
+        true
+    }
+
+    /// Finds the PUBRECs that have reached the disk since the last look.
+    fn collect_releases(&mut self) {
+        if self.releasing == 0 {
+            return;
+        }
+        for entry in self.inflight.iter_mut().take(self.resent) {
+            if let InflightState::Releasing(receipt) = &entry.state
+                && receipt.state() != ReceiptState::Pending
+            {
+                entry.state = InflightState::Released;
+                self.releasing -= 1;
+                self.releases.push_back(self.identifiers.of(entry.sequence));
+            }
+        }
+    }
+
+    /// The packet identifier of a message of this lane.
+    pub fn identifier(&self, sequence: u64) -> PacketId {
+        self.identifiers.of(sequence)
+    }
+
+    /// The identifiers come round again; the oldest unacknowledged message may still hold this one.
+    fn identifier_is_free(&self, sequence: u64) -> bool {
+        self.inflight.front().is_none_or(|oldest| sequence - oldest.sequence < u64::from(self.identifiers.count))
+    }
+
+    /// What is not yet acknowledged of what was sent on this connection.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Whether there is nothing to send, now or once something has reached the disk.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.lossy.is_empty() && self.resent == self.inflight.len()
+    }
+
+    fn delivery(&self, incoming: Incoming, sequence: Option<u64>, dup: bool) -> Delivery {
+        let Incoming { message, qos, retain, identifiers, .. } = incoming;
+        let packet_id = sequence.map(|sequence| self.identifier(sequence));
+        Delivery { message, qos, retain, dup, packet_id, sequence, identifiers }
+    }
+
+    /// PUBACK, or PUBREC with an error: the delivery is over. False for an identifier that is not inflight.
+    pub fn acknowledge(&mut self, id: PacketId, ops: &mut Vec<Op>) -> bool {
+        self.finish(id, |state| matches!(state, InflightState::Published(_)), ops)
+    }
+
+    /// PUBCOMP: the QoS 2 delivery is over. False for an identifier that was not released.
+    pub fn complete(&mut self, id: PacketId, ops: &mut Vec<Op>) -> bool {
+        self.finish(id, |state| matches!(state, InflightState::Released | InflightState::Releasing(_)), ops)
+    }
+
+    fn finish(&mut self, id: PacketId, expected: impl Fn(&InflightState) -> bool, ops: &mut Vec<Op>) -> bool {
+        let Some(index) = self.find(id).filter(|&index| expected(&self.inflight[index].state)) else {
+            return false;
+        };
+        let Inflight { sequence, state } = &mut self.inflight[index];
+        let sequence = *sequence;
+        let before = std::mem::replace(state, InflightState::Done);
+        if let InflightState::Published(incoming) = &before {
+            self.held -= incoming.own_weight();
+        }
+        self.releasing -= usize::from(matches!(before, InflightState::Releasing(_)));
+        self.outstanding -= usize::from(index < self.resent);
+        self.remove_from_journal(sequence, ops);
+        while self.inflight.front().is_some_and(|entry| matches!(entry.state, InflightState::Done)) {
+            self.inflight.pop_front();
+            self.resent = self.resent.saturating_sub(1);
+        }
+        if self.inflight.is_empty() {
+            give_back(&mut self.inflight);
+        }
+        true
+    }
+
+    /// PUBREC: [`Lane::take`] yields the PUBREL once this is on disk. False for an identifier that is not inflight.
+    pub fn receive(&mut self, id: PacketId, signal: &Arc<Signal>, ops: &mut Vec<Op>) -> bool {
+        let Some(index) = self.find(id) else { return false };
+        let sequence = self.inflight[index].sequence;
+        match &self.inflight[index].state {
+            InflightState::Published(incoming) if incoming.qos == QoS::ExactlyOnce => {
+                self.held -= incoming.own_weight();
+                self.inflight[index].state = if self.durable {
+                    let receipt = Receipt::new(signal.clone());
+                    receipt.add();
+                    ops.push(Op::Release { session: self.session, sequence, receipt: Some(receipt.clone()) });
+                    self.releasing += 1;
+                    InflightState::Releasing(receipt)
+                } else {
+                    self.releases.push_back(id);
+                    InflightState::Released
+                };
+                true
+            }
+            InflightState::Releasing(_) => true,
+            InflightState::Released => {
+                // Once is enough, however often the peer asks before it reads the answer.
+                if !self.releases.contains(&id) {
+                    self.releases.push_back(id);
+                }
+                true
+            }
+            InflightState::Published(_) | InflightState::Done => false,
+        }
+    }
+
+    fn find(&self, id: PacketId) -> Option<usize> {
+        let first = self.inflight.front()?.sequence;
+        let distance = self.identifiers.distance(first, id);
+        self.inflight.binary_search_by_key(&(first + distance), |entry| entry.sequence).ok()
+    }
+
+    /// A new connection: everything unacknowledged is sent again, in order (MQTT 5.0 §4.4).
+    pub fn rewind(&mut self) {
+        self.resent = 0;
+        self.outstanding = 0;
+        self.releases.clear();
+    }
+
+    /// The connection is gone: QoS 0 goes with it.
+    pub fn disconnect(&mut self) {
+        self.lossy_bytes = 0;
+        self.lossy = VecDeque::new();
+        self.hold_alone();
+    }
+
+    /// Counts every message in memory as this queue's alone: those that held it too may have let go of it.
+    pub fn hold_alone(&mut self) {
+        let begun = self.inflight.iter_mut().filter_map(|entry| match &mut entry.state {
+            InflightState::Published(incoming) => Some(incoming),
+            _ => None,
+        });
+        let waiting = self.waiting.iter_mut().map(|entry| &mut entry.incoming);
+        self.held = 0;
+        for incoming in begun.chain(waiting).chain(&mut self.lossy) {
+            incoming.spread = 0;
+            self.held += incoming.own_weight();
+        }
+    }
+
+    /// Lets go of what waits in memory and is in the journal too, except the first `kept` messages.
+    pub fn page_out(&mut self, kept: usize) {
+        // A page that is on its way goes behind what waits now.
+        if !self.durable || self.loading.is_some() || self.waiting.len() <= kept {
+            return;
+        }
+        let paged = self.waiting.split_off(kept);
+        self.waiting.shrink_to_fit();
+        let Some(from) = paged.front().map(|entry| entry.sequence) else { return };
+        let mut tail = self.tail.unwrap_or(Tail { from, messages: 0, bytes: 0 });
+        tail.from = from;
+        for entry in paged {
+            let size = entry.incoming.message.size();
+            self.waiting_bytes -= size as u64;
+            self.held -= entry.incoming.weight(size);
+            tail.messages += 1;
+            tail.bytes += size as u64;
+        }
+        self.tail = Some(tail);
+    }
+
+    /// The sequence to page in from, when the head runs low for pages of `messages` and there is a tail. The caller asks
+    /// the store and gives the page to [`Lane::page_in`].
+    pub fn wants_page(&mut self, messages: usize) -> Option<u64> {
+        let tail = self.tail?;
+        if self.loading.is_some() || self.waiting.len() > messages / 2 {
+            return None;
+        }
+        self.loading = Some(self.next_sequence);
+        Some(tail.from)
+    }
+
+    /// Appends a page of the tail. `complete` says that nothing followed it on disk when it was read.
+    pub fn page_in(&mut self, messages: Vec<StoredMessage>, complete: bool) {
+        let Some(next_at_request) = self.loading.take() else { return };
+        let Some(mut tail) = self.tail.take() else { return };
+        for stored in messages {
+            let sequence = stored.sequence;
+            if sequence < tail.from {
+                // Given up while the page was being read.
+                continue;
+            }
+            tail.from = sequence + 1;
+            tail.messages = tail.messages.saturating_sub(1);
+            let message = match stored.state {
+                StoredState::Released => {
+                    self.inflight.push_back(Inflight { sequence, state: InflightState::Released });
+                    continue;
+                }
+                StoredState::Queued(message) => message,
+            };
+            let size = message.size() as u64;
+            tail.bytes = tail.bytes.saturating_sub(size);
+            let incoming = Incoming {
+                message,
+                qos: stored.qos,
+                retain: stored.retain,
+                identifiers: stored.identifiers,
+                shared: None,
+                spread: 0,
+            };
+            self.held += incoming.own_weight();
+            if self.maybe_sent > 0 {
+                self.maybe_sent -= 1;
+                self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
+            } else {
+                self.waiting_bytes += size;
+                self.waiting.push_back(Entry { sequence, incoming, committed: None });
+            }
+        }
+        if complete {
+            tail.from = tail.from.max(next_at_request);
+            // What is paged in later was queued by this process; ahead of what waits it would be out of order.
+            self.maybe_sent = 0;
+        }
+        self.tail = (tail.from < self.next_sequence).then_some(tail);
+    }
+
+    /// The page could not be read; [`Lane::wants_page`] asks again.
+    pub fn page_failed(&mut self) {
+        self.loading = None;
+    }
+}
+
+/// The packet identifiers of one lane, which come round again and again: `count` of them from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identifiers {
+    pub first: PacketId,
+    pub count: u16,
+}
+
+impl Identifiers {
+    /// All there are, for a queue of one lane.
+    pub const ALL: Self = Self { first: PacketId::MIN, count: u16::MAX };
+
+    fn of(self, sequence: u64) -> PacketId {
+        let place = u16::try_from(number(sequence) % u64::from(self.count)).unwrap_or(0);
+        self.first.saturating_add(place)
+    }
+
+    /// How many messages after the one numbered `first` the identifier `id` of this lane comes round.
+    fn distance(self, first: u64, id: PacketId) -> u64 {
+        let count = u64::from(self.count);
+        (u64::from(id.get()) + count - u64::from(self.of(first).get())) % count
+    }
+}
+
+/// Frees the memory that a burst made an empty queue hold.
+fn give_back<T>(queue: &mut VecDeque<T>) {
+    const KEPT: usize = 64;
+    if queue.is_empty() && queue.capacity() > KEPT {
+        *queue = VecDeque::new();
+    }
+}
