@@ -92,8 +92,8 @@ impl Message {
 /// The properties of a PUBLISH that a server passes on unaltered (MQTT 5.0 §3.3.2.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties {
-    /// Payload format indicator: the payload is UTF-8 text.
-    pub payload_is_utf8: bool,
+    /// Payload format indicator: whether the publisher calls the payload UTF-8 text, if it says anything about it.
+    pub payload_is_utf8: Option<bool>,
     pub content_type: Option<Box<str>>,
     pub response_topic: Option<TopicName>,
     pub correlation_data: Option<Bytes>,

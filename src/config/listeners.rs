@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::claims::{Claim, Resource};
 use super::report::Report;
-use super::scalar::{Name, Size, words};
+use super::scalar::{HostPort, Name, Size, words};
 use super::table::Table;
 use super::tls;
 use crate::hub::access::{self, Anonymous};
-use crate::listener::{Address, Settings, Transport};
+use crate::listener::{Address, Redirect, Redirected, Settings, Transport};
 use crate::proto::mqtt::server;
 
 words!(Transport, "a protocol", "mqtt" => Transport::Mqtt, "websockets" => Transport::WebSocket);
@@ -50,6 +50,12 @@ pub(super) fn limits(table: &mut Table<'_>) -> ConnectionLimits {
                 .range(Duration::from_secs(1)..=Duration::from_secs(65_535))
                 .optional()
                 .map(|interval| u16::try_from(interval.as_secs()).unwrap_or(u16::MAX)),
+            check_payload_format: table
+                .value(
+                    "check_payload_format",
+                    "Whether a payload that its 5.0 client calls UTF-8 is refused if it is not.",
+                )
+                .or(defaults.check_payload_format),
         },
     }
 }
@@ -85,6 +91,7 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
             .value("max_connections", "Connections at a time, where it differs from `limits`.")
             .range(1..=1_000_000)
             .or_else("that of `limits`", || limits.max_connections);
+        let redirect = redirect(table);
         if let Some(tcp) = &tcp {
             table.cx.claim(Claim { resource: Resource::TcpListen(tcp.value), place: tcp.span, owner });
             let closed = access.users.is_empty() && access.anonymous != Anonymous::Always;
@@ -103,6 +110,7 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
             certificate_users,
             max_connections,
             limits: limits.limits.clone(),
+            redirect,
         })
     });
     table.cx.unique("listeners", names.iter().map(|name| (name.value.0.as_str(), name.span)));
@@ -114,4 +122,17 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
     table.cx.claim(Claim { resource: Resource::TcpListen(address), place: table.place, owner });
     let max_connections = limits.max_connections;
     vec![Settings { max_connections, limits: limits.limits.clone(), ..Settings::new("local", address) }]
+}
+
+fn redirect(table: &mut Table<'_>) -> Option<Redirect> {
+    let meaning = "Another server, told to 5.0 clients that find all places taken.";
+    let server = table.value::<HostPort>("server_reference", meaning).optional();
+    let place = table.place_of("server_moved");
+    let moved = table.value("server_moved", "Send every client to `server_reference`, for ever.").or(false);
+    if let (Some(place), true, None) = (place, moved, &server) {
+        let report = Report::error(place, "`server_moved` does not say where to");
+        table.report(report.help("add `server_reference: HOST:PORT`"));
+    }
+    let whom = if moved { Redirected::Everybody } else { Redirected::Excess };
+    server.map(|server| Redirect { server: server.to_string().into(), whom })
 }

@@ -49,6 +49,21 @@ error: unknown key `directroy` in `store`
 }
 
 #[test]
+fn a_server_that_has_moved_says_where_to() {
+    check(
+        "listeners:\n  - { name: a, address: \"127.0.0.1:1883\", server_moved: true }\n",
+        "
+error: `server_moved` does not say where to
+ --> fieldgate.yaml:2:43
+  |
+2 |   - { name: a, address: \"127.0.0.1:1883\", server_moved: true }
+  |                                           ^^^^^^^^^^^^
+  |
+  = help: add `server_reference: HOST:PORT`",
+    );
+}
+
+#[test]
 fn a_stranger_is_answered_with_all_known_keys() {
     check(
         "log: { colour: true }\n",

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 
 use super::counters::{Admitted, Refusal};
 use super::{Address, DRAIN_TIMEOUT, Shared, connection};
+use crate::hub::Refused;
 
 /// Connections that wait to be accepted: a storm of clients after a power cut should not see refusals.
 const BACKLOG: u32 = 4096;
@@ -165,7 +166,7 @@ pub(super) fn admit(shared: &Shared, address: Option<IpAddr>) -> Option<Admitted
     let counters = &shared.counters;
     let result = match counters.admit(shared.max_connections) {
         Some(counted) => match shared.hub.admission().admit(address, Instant::now()) {
-            Ok(place) => Ok(Admitted(counted, place)),
+            Ok(place) => Ok(Admitted::Within((counted, place))),
             Err(refused) => Err(Refusal::Gateway(refused)),
         },
         None => Err(Refusal::ListenerFull),
@@ -181,7 +182,8 @@ pub(super) fn admit(shared: &Shared, address: Option<IpAddr>) -> Option<Admitted
                 let address = address.map(tracing::field::display);
                 warn!(listener = shared.name, address, "connections are refused: {refusal}");
             }
-            None
+            let full = matches!(refusal, Refusal::ListenerFull | Refusal::Gateway(Refused::GatewayFull));
+            shared.redirect.as_ref().filter(|_| full).and_then(|_| counters.admit_in_excess()).map(Admitted::InExcess)
         }
     }
 }

@@ -24,7 +24,7 @@ use super::counters::Admitted;
 use super::login::{self, LoggedIn};
 use super::output::{Output, Unwritten};
 use super::stream::Stream;
-use super::{Shared, Transport};
+use super::{Redirect, Redirected, Shared, Transport};
 use crate::hub::{Fate, Link, Outbound};
 use crate::proto::mqtt::server::{Accept, ConnectRequest, Expiry, Server};
 use crate::proto::mqtt::{ProtocolError, ReasonCode};
@@ -84,6 +84,8 @@ pub(super) struct Connection {
     address: Option<IpAddr>,
     /// The common name of its certificate, where the listener wants to know.
     certificate_user: Option<Arc<str>>,
+    /// Over the limit of connections: it stays until it is told where else to go.
+    in_excess: bool,
 }
 
 /// What a turn led to.
@@ -133,6 +135,7 @@ pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Adm
     };
     let mut connection = Connection::new(stream, shared, peer, address);
     connection.certificate_user = certificate_user;
+    connection.in_excess = matches!(admitted, Admitted::InExcess(_));
     let end = connection.live().await;
     Box::pin(connection.finish(end)).await;
     drop(admitted);
@@ -186,6 +189,7 @@ impl Connection {
             peer,
             address,
             certificate_user: None,
+            in_excess: false,
             shared,
         }
     }
@@ -204,6 +208,14 @@ impl Connection {
     }
 
     async fn log_in(&mut self, request: ConnectRequest) -> Result<(), End> {
+        if let Some(Redirect { server, whom }) = &self.shared.redirect
+            && (self.in_excess || *whom == Redirected::Everybody)
+        {
+            let mut output = Output::default();
+            self.server.redirect(whom.reason(), server, &mut output.bytes);
+            self.unwritten.keep(&mut output, 0);
+            return Err(End::Refused);
+        }
         let deadline = self.server.deadline().map_or_else(Instant::now, Instant::from_std);
         let certificate_user = self.certificate_user.take();
         let decision = login::log_in(&self.shared, request, &self.peer, self.address, certificate_user);

@@ -17,6 +17,8 @@ use crate::proto::mqtt::ReasonCode;
 pub(super) struct Counters {
     since: UnixMillis,
     current: Arc<AtomicUsize>,
+    /// Connections over the limit that stay until they have been told where else to go.
+    in_excess: Arc<AtomicUsize>,
     pub total: AtomicU64,
     refused: [Refusals; 4],
     pub failed_logins: AtomicU64,
@@ -31,6 +33,7 @@ pub(super) struct Counters {
     pub bytes_out: AtomicU64,
     /// Messages larger than their receiver takes.
     pub too_large: AtomicU64,
+    pub payload_format_invalid: AtomicU64,
     protocol_errors: Mutex<BTreeMap<ReasonCode, u64>>,
     pub accept_fails: AtomicBool,
 }
@@ -68,12 +71,16 @@ impl Refusal {
 
 /// The places of one connection, with the listener and with the gateway; dropping it gives them back.
 #[derive(Debug)]
-pub(super) struct Admitted(
-    #[expect(dead_code, reason = "held for its drop")] pub Counted,
-    #[expect(dead_code, reason = "held for its drop")] pub Place,
-);
+pub(super) enum Admitted {
+    Within(#[expect(dead_code, reason = "held for its drop")] (Counted, Place)),
+    /// Over the limit, to be told where else to go.
+    InExcess(#[expect(dead_code, reason = "held for its drop")] Counted),
+}
 
-/// A connection in the listener's count.
+/// How many connections over the limit may wait for their answer at a time: refusing must cost less than serving.
+const MAX_IN_EXCESS: usize = 64;
+
+/// A connection in one of the listener's counts.
 #[derive(Debug)]
 pub(super) struct Counted(Arc<AtomicUsize>);
 
@@ -88,6 +95,7 @@ impl Counters {
         Self {
             since,
             current: Arc::default(),
+            in_excess: Arc::default(),
             total: AtomicU64::new(0),
             refused: Default::default(),
             failed_logins: AtomicU64::new(0),
@@ -100,6 +108,7 @@ impl Counters {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
+            payload_format_invalid: AtomicU64::new(0),
             protocol_errors: Mutex::default(),
             accept_fails: AtomicBool::new(false),
         }
@@ -127,6 +136,15 @@ impl Counters {
         let refusals = &self.refused[refusal.index()];
         refusals.count.fetch_add(1, Ordering::Relaxed);
         !refusals.lasting.swap(true, Ordering::Relaxed)
+    }
+
+    /// The place of a connection over the limit, for as long as it takes to say where else to go; there are few.
+    pub fn admit_in_excess(&self) -> Option<Counted> {
+        if self.in_excess.load(Ordering::Relaxed) >= MAX_IN_EXCESS {
+            return None;
+        }
+        self.in_excess.fetch_add(1, Ordering::Relaxed);
+        Some(Counted(self.in_excess.clone()))
     }
 
     pub fn protocol_error(&self, reason: ReasonCode) {
@@ -198,6 +216,11 @@ impl Observe for Shared {
             "fieldgate_listener_messages_too_large_total",
             "Messages not sent because their receiver takes none so large.",
             &counters.too_large,
+        );
+        count(
+            "fieldgate_listener_payload_format_invalid_total",
+            "PUBLISH packets refused because their payload is not the UTF-8 it says it is.",
+            &counters.payload_format_invalid,
         );
         for (reason, refusals) in Refusal::NAMES.iter().zip(&counters.refused) {
             let labels = [("listener", self.name.as_str()), ("reason", reason)];

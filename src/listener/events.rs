@@ -58,6 +58,10 @@ impl Connection {
                     let outcome = link.publish(to_hub(&publish));
                     answer_publish(&mut self.server, qos, packet_id, outcome, output)
                 }
+                (Event::PayloadFormatInvalid, _) => {
+                    self.shared.counters.payload_format_invalid.fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                }
                 (Event::Acknowledged(packet_id, _), Some(link)) => {
                     link.acknowledge(packet_id);
                     self.hungry = true;

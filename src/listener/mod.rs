@@ -25,7 +25,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::hub::Hub;
 use crate::observe::Observe;
-use crate::proto::mqtt::server;
+use crate::proto::mqtt::{ReasonCode, server};
 use crate::tls::{ServerSettings, ServerTls, TlsError};
 use accept::Socket;
 use counters::Counters;
@@ -46,6 +46,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// What one connection may do, and how long it may take to send its CONNECT, the TLS handshake included.
     pub limits: server::Settings,
+    /// Where else clients may go.
+    pub redirect: Option<Redirect>,
 }
 
 impl Settings {
@@ -59,6 +61,33 @@ impl Settings {
             certificate_users: false,
             max_connections: 10_000,
             limits: server::Settings::default(),
+            redirect: None,
+        }
+    }
+}
+
+/// Another server for the clients of a listener (MQTT 5.0 §4.11). Whoever connects is told, before it has logged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// A server reference: host and port.
+    pub server: Box<str>,
+    pub whom: Redirected,
+}
+
+/// Whom a listener sends to another server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redirected {
+    /// Those who come when the limit of connections is reached, for now (0x9C).
+    Excess,
+    /// Everybody, for ever (0x9D).
+    Everybody,
+}
+
+impl Redirected {
+    fn reason(self) -> ReasonCode {
+        match self {
+            Self::Excess => ReasonCode::UseAnotherServer,
+            Self::Everybody => ReasonCode::ServerMoved,
         }
     }
 }
@@ -112,6 +141,7 @@ struct Shared {
     limits: Arc<server::Settings>,
     max_connections: usize,
     certificate_users: bool,
+    redirect: Option<Redirect>,
     tls: Option<ServerTls>,
     counters: Counters,
     /// Checking a password takes much memory and time (argon2): only so many at once.
@@ -132,7 +162,7 @@ impl Listener {
     /// # Errors
     /// [`BindError`] names the address or file and what to do.
     pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
-        let Settings { name, address, transport, tls, certificate_users, max_connections, limits } = settings;
+        let Settings { name, address, transport, tls, certificate_users, max_connections, limits, redirect } = settings;
         let tls = match tls.map(ServerTls::open).transpose() {
             Ok(tls) => tls,
             Err(source) => return Err(BindError::Tls { name, source }),
@@ -162,6 +192,7 @@ impl Listener {
             limits: Arc::new(limits),
             max_connections,
             certificate_users,
+            redirect,
             tls,
             logins: Arc::new(Semaphore::new(MAX_LOGINS_AT_A_TIME)),
             stopping: AtomicBool::new(false),

@@ -173,7 +173,7 @@ mod tests {
         let identified = Grant { retain: true, identifiers: Some([1, 268_435_455].into()), ..plain };
         check(&rich, &identified);
         rich.properties = Some(Box::new(Properties {
-            payload_is_utf8: true,
+            payload_is_utf8: Some(true),
             correlation_data: Some(Bytes::from_static(b"\0\x01")),
             user_properties: vec![("a".into(), "b".into()), ("a".into(), "".into())],
             ..Properties::default()

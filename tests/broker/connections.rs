@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use fieldgate::hub;
 use fieldgate::hub::access::{self, User, hash_password};
+use fieldgate::listener::{Redirect, Redirected};
 use fieldgate::observe::Metrics;
 use fieldgate::throttle::AddressLimits;
 
@@ -157,6 +158,51 @@ async fn connections_over_the_limit_are_refused_and_places_are_given_back() {
         }
         assert!(Instant::now() < patience, "the place was never given back");
     }
+    broker.stop().await;
+}
+
+// MQTT 5.0 §4.11
+#[tokio::test]
+async fn who_finds_no_place_is_told_of_another_server() {
+    let redirect = Redirect { server: "b:1883".into(), whom: Redirected::Excess };
+    let one = |settings: &mut fieldgate::listener::Settings| {
+        settings.max_connections = 1;
+        settings.redirect = Some(redirect.clone());
+    };
+    let broker = Broker::start_with(one, hub::Settings::default(), None).await;
+    let mut first = broker.connect_5("a").await;
+    let refused = async |connect: &str, answer: &str| {
+        let mut peer = broker.open().await;
+        peer.send(connect).await;
+        peer.expect(answer).await;
+        peer.expect_close(None).await;
+    };
+    let other = r#"20 0C 00 9C 09 1C 0006 "b:1883""#;
+    refused(&connect("b", 5, 2), other).await;
+    // Over and over: its place is given back.
+    for _ in 0..100 {
+        refused(&connect("a", 5, 2), other).await;
+    }
+    refused(&connect("b", 4, 2), "20 02 00 03").await;
+    // With a packet size that leaves no room for it the code has to do.
+    refused(r#"10 13 0004 "MQTT" 05 02 003C 05 27 00000008 0001 "c""#, "20 03 00 9C 00").await;
+    // Those who never say who they are take no more than a few places, for a while.
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(broker.open().await);
+    }
+    let mut peer = broker.open().await;
+    peer.expect_close(None).await;
+    first.expect_nothing().await;
+    let moved = |settings: &mut fieldgate::listener::Settings| {
+        settings.redirect = Some(Redirect { whom: Redirected::Everybody, ..redirect.clone() });
+    };
+    let broker = Broker::start_with(moved, hub::Settings::default(), None).await;
+    let mut peer = broker.open().await;
+    peer.send(&connect("a", 5, 2)).await;
+    peer.expect(r#"20 0C 00 9D 09 1C 0006 "b:1883""#).await;
+    peer.expect_close(None).await;
+    assert!(broker.hub.sessions().is_empty());
     broker.stop().await;
 }
 

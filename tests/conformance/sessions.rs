@@ -251,6 +251,47 @@ async fn a_message_reaches_its_subscriber_unaltered() {
         26 0001 "b" 0001 "1" 26 0001 "a" 0001 "2" 26 0001 "b" 0001 "1" "h" C3A9 "!""#;
     from.send(&format!("30 38 {body}")).await;
     to.expect(&format!("30 38 {body}")).await;
+    // What says nothing stays as well: a format of 0, an empty content type, correlation data and user property.
+    let body = r#"0001 "a" 0D 01 00 03 0000 09 0000 26 0000 0000 "x""#;
+    from.send(&format!("30 12 {body}")).await;
+    to.expect(&format!("30 12 {body}")).await;
+    broker.stop().await;
+}
+
+// §3.3.2.3.2, §3.1.3.2.3
+#[tokio::test]
+async fn a_payload_that_is_not_what_it_is_said_to_be_is_refused_where_configured() {
+    let check = |settings: &mut fieldgate::listener::Settings| settings.limits.check_payload_format = true;
+    let broker = Broker::start_with(check, hub::Settings::default(), None).await;
+    let mut to = broker.connect_3("to").await;
+    to.send(r##"82 06 0001 0001 "#" 02"##).await;
+    to.expect("90 03 0001 02").await;
+    let mut from = broker.connect_5("from").await;
+    // At QoS 0 there is no answer; the alias that came with it is good.
+    from.send(r#"30 0A 0001 "a" 05 01 01 23 0001 FF 30 08 0000 05 01 01 23 0001"#).await;
+    to.expect(r#"30 03 0001 "a""#).await;
+    from.send(r#"32 09 0001 "a" 0001 02 01 01 C0 34 09 0001 "a" 0002 02 01 01 ED"#).await;
+    from.expect("40 03 0001 99 50 03 0002 99").await;
+    // The identifier is free. U+0000 is a character here, and without the word for it anything goes.
+    from.send(r#"34 09 0001 "a" 0002 02 01 01 00 32 09 0001 "a" 0001 02 01 00 FF 30 05 0001 "a" 00 FF"#).await;
+    from.expect("50 02 0002 40 02 0001").await;
+    to.expect(r#"30 04 0001 "a" FF 34 06 0001 "a" 0001 00 32 06 0001 "a" 0002 FF"#).await;
+    let mut metrics = fieldgate::observe::Metrics::default();
+    broker.observe.collect(&mut metrics);
+    assert!(metrics.render().contains("fieldgate_listener_payload_format_invalid_total{listener=\"test\"} 3\n"));
+    for (will, answer) in [("FF", 0x99), ("41", 0)] {
+        let mut peer = broker.open().await;
+        peer.send(&format!(r#"10 17 0004 "MQTT" 05 06 003C 00 0001 "c" 02 01 01 0001 "w" 0001 {will}"#)).await;
+        let mut connack = [0; 4];
+        tokio::io::AsyncReadExt::read_exact(&mut peer.stream, &mut connack).await.unwrap();
+        assert_eq!((connack[0], connack[3]), (0x20, answer));
+    }
+    broker.stop().await;
+    // By default it is between the clients.
+    let broker = Broker::start().await;
+    let mut from = broker.connect_5("from").await;
+    from.send(r#"32 09 0001 "a" 0001 02 01 01 C0"#).await;
+    from.expect("40 03 0001 10").await;
     broker.stop().await;
 }
 

@@ -136,7 +136,7 @@ pub enum Event<'a> {
     None,
     /// The server took the CONNECT; see [`Client::limits`].
     Connected { session_present: bool },
-    /// The server refused the CONNECT; close the connection. `detail` is its reason string or server reference.
+    /// The server refused the CONNECT; close the connection. `detail` is its server reference or reason string.
     Refused { reason: ReasonCode, detail: Option<&'a str> },
     /// A SUBACK: one reason code per entry.
     Subscribed { packet_id: PacketId, reasons: &'a [u8] },
@@ -217,7 +217,7 @@ impl<R> Client<R> {
             }
             will_properties.extend(will.expiry_interval.map(|left| Property::MessageExpiryInterval(seconds(left))));
             if let Some(properties) = &will.properties {
-                will_properties.extend(properties.payload_is_utf8.then_some(Property::PayloadFormatIndicator(true)));
+                will_properties.extend(properties.payload_is_utf8.map(Property::PayloadFormatIndicator));
                 will_properties.extend(properties.content_type.as_deref().map(Property::ContentType));
                 will_properties
                     .extend(properties.response_topic.as_ref().map(|topic| Property::ResponseTopic(topic.as_str())));
@@ -535,14 +535,13 @@ impl<R> Client<R> {
     }
 }
 
-/// What the server says beside a reason code.
+/// What the server says beside a reason code: where else to go, or else why.
 fn detail<'a>(properties: &PropertyList<'a>) -> Option<&'a str> {
-    properties.reason_string().or_else(|| {
-        properties.iter().find_map(|property| match property {
-            Property::ServerReference(reference) => Some(reference),
-            _ => None,
-        })
-    })
+    let reference = properties.iter().find_map(|property| match property {
+        Property::ServerReference(reference) => Some(reference),
+        _ => None,
+    });
+    reference.or_else(|| properties.reason_string())
 }
 
 fn seconds(duration: Duration) -> u32 {

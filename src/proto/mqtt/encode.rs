@@ -153,7 +153,7 @@ impl<'a> PublishHead<'a> {
     fn properties_length(&self) -> usize {
         let mut length = 0;
         if let Some(properties) = self.properties {
-            length += 2 * usize::from(properties.payload_is_utf8);
+            length += 2 * usize::from(properties.payload_is_utf8.is_some());
             length += properties.content_type.as_ref().map_or(0, |text| 3 + text.len());
             length += properties.response_topic.as_ref().map_or(0, |topic| 3 + topic.as_str().len());
             length += properties.correlation_data.as_ref().map_or(0, |bytes| 3 + bytes.len());
@@ -185,8 +185,8 @@ impl<'a> PublishHead<'a> {
 
 /// The properties that belong to a message, in a fixed order.
 pub(super) fn put_message_properties(properties: &Properties, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    if properties.payload_is_utf8 {
-        Property::PayloadFormatIndicator(true).encode(out)?;
+    if let Some(is_utf8) = properties.payload_is_utf8 {
+        Property::PayloadFormatIndicator(is_utf8).encode(out)?;
     }
     if let Some(text) = &properties.content_type {
         Property::ContentType(text).encode(out)?;

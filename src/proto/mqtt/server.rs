@@ -33,6 +33,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// The longest keep alive, in seconds; 5.0 clients that ask for more or for none are given this one.
     pub max_keep_alive: Option<u16>,
+    /// Whether a payload that is said to be UTF-8 has to be (MQTT 5.0 §3.3.2.3.2, §3.1.3.2.3).
+    pub check_payload_format: bool,
 }
 
 impl Default for Settings {
@@ -43,6 +45,7 @@ impl Default for Settings {
             topic_alias_maximum: 10,
             connect_timeout: Duration::from_secs(10),
             max_keep_alive: None,
+            check_payload_format: false,
         }
     }
 }
@@ -87,6 +90,8 @@ pub enum Event<'a> {
     Connect(Box<ConnectRequest>),
     /// Route it; for QoS 1 and 2 answer with [`Server::acknowledge`]. The topic is never empty.
     Publish(Publish<'a>),
+    /// A PUBLISH whose payload is not what it is said to be; answered where an answer is due. Count it.
+    PayloadFormatInvalid,
     /// The receiver has an outbound message of ours (PUBACK), or refuses it (PUBACK or PUBREC with an error).
     Acknowledged(PacketId, ReasonCode),
     /// PUBREC: [`Server::release`] is next, once that is safe.
@@ -315,6 +320,9 @@ impl<R> Server<R> {
                 if publish.properties.iter().any(is_identifier) {
                     return Err(ProtocolError::protocol("a PUBLISH of a client has a subscription identifier"));
                 }
+                if self.settings.check_payload_format && !is_as_told(&publish.properties, publish.payload) {
+                    return self.refuse_payload(publish, out);
+                }
                 Event::Publish(self.inbound.accept(publish, self.version)?)
             }
             Packet::Puback(ack) => Event::Acknowledged(ack.packet_id, ack.reason),
@@ -378,6 +386,11 @@ impl<R> Server<R> {
             let what = "an empty client identifier needs a clean session";
             return Err(ProtocolError::with(ReasonCode::ClientIdentifierNotValid, what));
         }
+        let told = |will: &LastWill<'_>| is_as_told(&will.properties, will.payload);
+        if self.settings.check_payload_format && !connect.will.as_ref().is_none_or(told) {
+            let what = "the payload of the will is not UTF-8, as it says";
+            return Err(ProtocolError::with(ReasonCode::PayloadFormatInvalid, what));
+        }
         // 3.x has no expiry: a session that is not clean is kept.
         let expiry = match (self.version.is_5(), connect.clean_start) {
             (true, _) => Expiry::from_seconds(self.session_expiry),
@@ -396,6 +409,16 @@ impl<R> Server<R> {
             user_name: connect.user_name.map(Into::into),
             password: connect.password.map(Into::into),
         })))
+    }
+
+    /// At QoS 0 nobody waits for an answer. What the packet says about a topic alias holds all the same.
+    fn refuse_payload(&mut self, publish: Publish<'_>, out: &mut Vec<u8>) -> Result<Event<'static>, ProtocolError> {
+        self.inbound.accept(publish, self.version)?;
+        let kind = if publish.qos == QoS::ExactlyOnce { AckKind::Pubrec } else { AckKind::Puback };
+        if let Some(packet_id) = publish.packet_id {
+            self.acknowledge(kind, packet_id, ReasonCode::PayloadFormatInvalid, None, out);
+        }
+        Ok(Event::PayloadFormatInvalid)
     }
 
     /// MQTT 5.0 §3.14.
@@ -444,9 +467,18 @@ impl<R> Server<R> {
 
     /// Answers the CONNECT with no; close the connection next. `what` is told to 5.0 clients.
     pub fn refuse(&mut self, reason: ReasonCode, what: &str, out: &mut Vec<u8>) {
+        self.refuse_with(reason, &[Property::ReasonString(what)], out);
+    }
+
+    /// Answers the CONNECT with [`ReasonCode::UseAnotherServer`] or [`ReasonCode::ServerMoved`]: 5.0 clients are told
+    /// which (MQTT 5.0 §4.11).
+    pub fn redirect(&mut self, reason: ReasonCode, server: &str, out: &mut Vec<u8>) {
+        self.refuse_with(reason, &[Property::ServerReference(server)], out);
+    }
+
+    fn refuse_with(&mut self, reason: ReasonCode, properties: &[Property<'_>], out: &mut Vec<u8>) {
         self.phase = Phase::Closed;
-        let properties = [Property::ReasonString(what)];
-        self.write_explained(&properties, out, |properties| {
+        self.write_explained(properties, out, |properties| {
             Packet::Connack(Connack { session_present: false, reason, properties })
         });
     }
@@ -572,4 +604,10 @@ impl<R> Server<R> {
             self.write(&packet(PropertyList::EMPTY), out);
         }
     }
+}
+
+/// Whether a payload that is said to be UTF-8 is. It may hold U+0000, unlike a string of MQTT.
+fn is_as_told(properties: &PropertyList<'_>, payload: &[u8]) -> bool {
+    let says_utf8 = properties.iter().any(|property| property == Property::PayloadFormatIndicator(true));
+    !says_utf8 || str::from_utf8(payload).is_ok()
 }

@@ -52,7 +52,7 @@ impl PropertyList<'_> {
         let mut properties = Properties::default();
         for property in self.iter() {
             match property {
-                Property::PayloadFormatIndicator(is_utf8) => properties.payload_is_utf8 = is_utf8,
+                Property::PayloadFormatIndicator(is_utf8) => properties.payload_is_utf8 = Some(is_utf8),
                 Property::ContentType(text) => properties.content_type = Some(text.into()),
                 // Checked when the list was decoded.
                 Property::ResponseTopic(topic) => properties.response_topic = TopicName::new(topic).ok(),
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn what_is_stored_is_read_back() {
         let properties = Properties {
-            payload_is_utf8: true,
+            payload_is_utf8: Some(false),
             content_type: Some("application/json".into()),
             response_topic: Some(TopicName::new("reply/to").unwrap()),
             correlation_data: Some(Bytes::from_static(b"\0\xFF")),

@@ -236,8 +236,11 @@ fn a_database_of_version_1_is_read() {
     let mut rich = Message::new(topic("a/c"), "42", QoS::ExactlyOnce, UnixMillis(1_793_491_200_001)).retained();
     rich.expiry_interval = Some(Duration::from_secs(1));
     let user_properties = vec![("a".into(), "b".into())];
-    let properties =
-        crate::message::Properties { payload_is_utf8: true, user_properties, ..crate::message::Properties::default() };
+    let properties = crate::message::Properties {
+        payload_is_utf8: Some(true),
+        user_properties,
+        ..crate::message::Properties::default()
+    };
     rich.properties = Some(Box::new(properties));
     let expected = StoredMessage {
         sequence: 42,

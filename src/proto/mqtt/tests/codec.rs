@@ -330,7 +330,7 @@ fn the_hot_path_writes_what_the_codec_reads() {
     let mut message =
         crate::message::Message::new(topic, &b"hi"[..], QoS::ExactlyOnce, crate::clock::UnixMillis::default());
     message.properties = Some(Box::new(crate::message::Properties {
-        payload_is_utf8: true,
+        payload_is_utf8: Some(true),
         content_type: Some("t".into()),
         user_properties: vec![("k".into(), "v".into())],
         ..Default::default()

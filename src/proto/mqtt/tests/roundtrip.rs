@@ -73,8 +73,9 @@ proptest! {
         topic in text(),
         payload in prop::collection::vec(any::<u8>(), 0..300),
         level in 0..3_u8,
-        flags in any::<(bool, bool, bool)>(),
+        flags in any::<(bool, bool)>(),
         packet_id in 1..=u16::MAX,
+        format in any::<Option<bool>>(),
         content_type in prop::option::of(text()),
         user in prop::collection::vec((text(), text()), 0..4),
         identifiers in prop::collection::vec(1..=268_435_455_u32, 0..3),
@@ -82,7 +83,7 @@ proptest! {
     ) {
         let qos = QoS::from_level(level).unwrap();
         let properties = crate::message::Properties {
-            payload_is_utf8: flags.2,
+            payload_is_utf8: format,
             content_type: content_type.map(Into::into),
             response_topic: crate::topic::TopicName::new(&topic).ok(),
             correlation_data: Some(payload.clone().into()),
