@@ -10,8 +10,8 @@ use fieldgate::config::report::Look;
 use fieldgate::config::{self, Config};
 use fieldgate::gateway::{Gateway, Handle, Reload};
 use fieldgate::observe::{Health, Metrics, Status};
-use fieldgate::web::Controls;
 use fieldgate::web::log::LogRing;
+use fieldgate::web::{Controls, Switch};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -184,8 +184,8 @@ async fn an_upstream_that_was_cut_stays_cut_through_a_reload() {
         )
     };
     let world = World::start(&upstream("60s")).await;
-    world.handle.set_upstream_paused("cloud", true).unwrap();
-    assert!(world.handle.set_upstream_paused("nobody", true).is_err());
+    world.handle.switch_upstream("cloud", Switch::Cut).unwrap();
+    assert!(world.handle.switch_upstream("nobody", Switch::Cut).is_err());
     assert_eq!(world.reload(&upstream("30s")).await, ["upstream `cloud` restarted"]);
     assert!(world.handle.upstreams()[0].paused);
     world

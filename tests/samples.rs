@@ -111,6 +111,7 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     copy(&root().join("plugins"), &directory.path().join("plugins"));
     let text = fs::read_to_string(root().join("config/fieldgate.yaml")).unwrap();
     let text = switched_on(&text).replace("durability: commit\n", "durability: interval\n");
+    let text = text.replace("connection: always\n", "connection: scheduled\n");
     let path = config.join("fieldgate.yaml");
     fs::write(&path, text).unwrap();
     let loaded = config::load(&path).unwrap_or_else(|reports| panic!("{}", reports.render(Look::Plain)));

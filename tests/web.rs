@@ -14,7 +14,7 @@ use fieldgate::tls::issue::{Authority, LOOPBACK_NAMES, Usage};
 use fieldgate::tls::{ClientSettings, ClientTls, ServerSettings};
 use fieldgate::topic::SharedFilter;
 use fieldgate::web::log::LogRing;
-use fieldgate::web::{ControlError, Controls, Depth, Parts, Server, Settings, Upstream};
+use fieldgate::web::{ControlError, Controls, Depth, Parts, Server, Settings, Switch, Upstream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -72,14 +72,16 @@ impl Controls for Desk {
 
     fn upstreams(&self) -> Vec<Upstream> {
         let depth = Depth { messages: 5, bytes: 500, max_messages: 1000, max_bytes: 1 << 20 };
-        vec![Upstream { name: "cloud".to_owned(), paused: self.0.paused.load(Ordering::Relaxed), depth }]
+        let paused = self.0.paused.load(Ordering::Relaxed);
+        let name = "cloud".to_owned();
+        vec![Upstream { name, paused, state: "connected", connection: "lazy", depth }]
     }
 
-    fn set_upstream_paused(&self, name: &str, paused: bool) -> Result<(), ControlError> {
+    fn switch_upstream(&self, name: &str, to: Switch) -> Result<(), ControlError> {
         if name != "cloud" {
             return Err(ControlError::UnknownUpstream(name.to_owned()));
         }
-        self.0.paused.store(paused, Ordering::Relaxed);
+        self.0.paused.store(to == Switch::Cut, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -282,11 +284,12 @@ async fn readings_become_values_and_a_deleted_one_is_gone() {
 async fn an_upstream_is_cut_and_restored() {
     let gateway = Gateway::start(LOOPBACK).await;
     gateway.wait_for("/api/v1/upstreams", |json| json["upstreams"][0]["history"] == json!([5])).await;
-    for (action, paused) in [("pause", true), ("resume", false)] {
+    for (action, paused) in [("pause", true), ("resume", false), ("pause", true), ("connect", false)] {
         assert_eq!(gateway.post(&format!("/api/v1/upstreams/cloud/{action}"), "").await.status, 204);
         let upstream = &gateway.get("/api/v1/upstreams").await.json()["upstreams"][0];
         assert_eq!((&upstream["paused"], &upstream["queue"]["messages"]), (&json!(paused), &json!(5)));
         assert_eq!(upstream["status"]["health"], "good");
+        assert_eq!((&upstream["state"], &upstream["connection"]), (&json!("connected"), &json!("lazy")));
     }
     let check = async |path: &str, status: u16| {
         let answer = gateway.post(path, "").await;

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
+use super::settings::Connection;
 use crate::clock::UnixMillis;
 use crate::hub::{Face, Hub};
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
@@ -16,8 +17,10 @@ pub(super) struct Shared {
     /// The session on the hub.
     pub session: std::sync::Arc<str>,
     pub hub: Hub,
-    /// What the operator wants.
-    pub paused: watch::Sender<bool>,
+    /// When to be connected, as configured.
+    pub connection: Connection,
+    /// What the operator wants now.
+    pub wish: watch::Sender<Wish>,
     pub condition: Mutex<Condition>,
     /// Told when `condition` has changed.
     pub changed: Notify,
@@ -25,17 +28,63 @@ pub(super) struct Shared {
 }
 
 /// What an upstream is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Starting,
     Connecting,
     Connected,
     /// Between two attempts.
     Waiting,
-    /// Cut by the operator.
+    /// Not connected because nothing waits; `connection: lazy`.
+    Idle,
+    /// Not connected because no window is open; `connection: scheduled`.
+    Scheduled,
+    /// Cut by the operator, or waiting for one to say that it may connect.
     Paused,
     Stopped,
+}
+
+impl Phase {
+    const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Connecting,
+        Self::Connected,
+        Self::Waiting,
+        Self::Idle,
+        Self::Scheduled,
+        Self::Paused,
+        Self::Stopped,
+    ];
+
+    /// The name in the state topic, the API and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Waiting => "waiting",
+            Self::Idle => "idle",
+            Self::Scheduled => "scheduled",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Whether it is meant not to be connected.
+    fn is_rest(self) -> bool {
+        matches!(self, Self::Idle | Self::Scheduled | Self::Paused)
+    }
+}
+
+/// What the operator wants of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// What the configuration says.
+    #[default]
+    AsConfigured,
+    Cut,
+    /// To be connected now. Where the configuration says when, until nothing has crossed for the idle timeout.
+    Connect,
 }
 
 #[derive(Clone, Debug)]
@@ -69,9 +118,7 @@ impl Condition {
 
     /// Goes to `phase`. `since` moves only when the connection comes or goes.
     pub fn enter(&mut self, phase: Phase, reason: Option<String>, now: UnixMillis) {
-        if (self.phase == Phase::Connected) != (phase == Phase::Connected)
-            || (self.phase == Phase::Paused) != (phase == Phase::Paused)
-        {
+        if (self.phase == Phase::Connected) != (phase == Phase::Connected) || self.phase.is_rest() != phase.is_rest() {
             self.since = now;
         }
         self.phase = phase;
@@ -81,7 +128,7 @@ impl Condition {
 
     fn health(&self) -> Health {
         match (self.phase, &self.reason) {
-            (Phase::Paused, _) => Health::Paused,
+            (phase, _) if phase.is_rest() => Health::Paused,
             (Phase::Connected, None) => Health::Good,
             (Phase::Connected, Some(_)) => Health::Degraded,
             (Phase::Starting | Phase::Connecting, None) => Health::Starting,
@@ -160,11 +207,14 @@ impl Counters {
 /// The retained JSON on `$SYS/fieldgate/upstreams/{name}`.
 #[derive(Serialize)]
 struct Report<'a> {
-    state: Phase,
+    state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     since: String,
     queued: u64,
+    /// When it is meant to connect, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_attempt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<&'a str>,
 }
@@ -172,6 +222,11 @@ struct Report<'a> {
 impl Shared {
     pub fn now(&self) -> UnixMillis {
         self.hub.clock().now()
+    }
+
+    /// Notes what the operator wants.
+    pub fn wish(&self, wish: Wish) {
+        self.wish.send_if_modified(|now| std::mem::replace(now, wish) != wish);
     }
 
     /// Goes to `phase`; see [`Condition::enter`].
@@ -195,10 +250,11 @@ impl Shared {
     pub fn report(&self) -> String {
         let condition = self.condition.lock().clone();
         let report = Report {
-            state: condition.phase,
+            state: condition.phase.name(),
             reason: condition.reason.as_deref(),
             since: condition.since.to_string(),
             queued: self.queued().0,
+            next_attempt: condition.next_attempt.map(|at| at.to_string()),
             address: condition.address.as_deref(),
         };
         serde_json::to_string(&report).unwrap_or_default()
@@ -213,6 +269,9 @@ impl Observe for Shared {
         let mut facts = Vec::new();
         if let Some(address) = &condition.address {
             facts.push(("address", address.clone()));
+        }
+        if self.connection != Connection::Always {
+            facts.push(("connects", self.connection.name().to_owned()));
         }
         if condition.phase == Phase::Connected {
             facts.push(("connected since", condition.since.to_string()));
@@ -240,7 +299,8 @@ impl Observe for Shared {
         let upstream = [("upstream", self.name.as_str())];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Counters { connections, failures, sent, received, lowered, dropped } = &self.counters;
-        let connected = self.condition.lock().phase == Phase::Connected;
+        let phase = self.condition.lock().phase;
+        let connected = phase == Phase::Connected;
         let (messages, bytes) = self.queued();
         let gauge = &mut |name, help, value| metrics.gauge(name, help, &upstream, value);
         gauge("fieldgate_upstream_connected", "1 while the upstream is connected.", f64::from(connected));
@@ -253,6 +313,11 @@ impl Observe for Shared {
         counter("fieldgate_upstream_messages_received_total", "Messages from the upstream.", count(received));
         let help = "Messages sent at a lower QoS or not retained, because the upstream cannot do better.";
         counter("fieldgate_upstream_messages_lowered_total", help, count(lowered));
+        for possible in Phase::ALL {
+            let labels = [("upstream", self.name.as_str()), ("state", possible.name())];
+            let help = "1 for what the upstream is doing, 0 for what it is not.";
+            metrics.gauge("fieldgate_upstream_state", help, &labels, f64::from(phase == possible));
+        }
         for (reason, value) in DropReason::ALL.iter().zip(dropped) {
             let labels = [("upstream", self.name.as_str()), ("reason", reason.name())];
             let help = "Messages that did not cross the bridge, by reason.";

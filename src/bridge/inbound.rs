@@ -43,7 +43,10 @@ impl Inbound<'_, '_> {
                 self.subscribed(packet_id, reasons);
                 Reply::Nothing
             }
-            Event::Publish(publish) => self.publish(&publish),
+            Event::Publish(publish) => {
+                self.progress.crossed_at = now;
+                self.publish(&publish)
+            }
             Event::Release(packet_id) => {
                 let released = self.link.released(packet_id);
                 let reason = if released.known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };

@@ -8,8 +8,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `settings` `rules` `url` | what the operator says, checked; pure |
-//! | `backoff` `words` `marks` | when to try again, what refusals mean, what is written on messages; pure |
-//! | `uplink` | the task: connect, stream, wait, again; pause |
+//! | `backoff` `schedule` `words` `marks` | when to try again and when at all, what refusals mean, what is written on messages; pure |
+//! | `uplink` | the task: connect, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` `inbound` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` | what people and scrapes see |
 //!
@@ -24,6 +24,7 @@ mod inbound;
 mod marks;
 pub mod proxy;
 pub mod rules;
+pub mod schedule;
 mod settings;
 mod stream;
 mod uplink;
@@ -31,11 +32,14 @@ pub mod url;
 mod words;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 
+use crate::clock::Clock;
 use crate::hub::access::Identity;
 use crate::hub::{
     Attach, AttachError, Face, Hub, Link, Precedence, QueueLimits, RetainHandling, SessionExpiry, SubscribeError,
@@ -43,10 +47,11 @@ use crate::hub::{
 };
 use crate::observe::{Metrics, Observe, Status};
 use crate::topic::SharedFilter;
-use condition::{Condition, Counters, Shared};
+use condition::{Condition, Counters, Shared, Wish};
+use schedule::Window;
 
 pub use condition::{DropReason, Phase};
-pub use settings::{AddressOrder, Checked, Settings, SettingsError, VersionChoice};
+pub use settings::{AddressOrder, Checked, Connection, Settings, SettingsError, VersionChoice};
 
 /// One upstream, bound: its session exists and keeps what is published from now on.
 pub struct Upstream {
@@ -79,7 +84,8 @@ impl Upstream {
             session: settings.name.as_str().into(),
             condition: Mutex::new(Condition::new(hub.clock().now())),
             hub,
-            paused: watch::Sender::new(false),
+            connection: settings.connection.clone(),
+            wish: watch::Sender::new(Wish::AsConfigured),
             changed: Notify::new(),
             counters: Counters::default(),
         });
@@ -153,18 +159,46 @@ impl Handle {
         &self.shared.name
     }
 
+    /// Whether it connects only if the operator says so.
     pub fn is_paused(&self) -> bool {
-        *self.shared.paused.borrow()
+        match *self.shared.wish.borrow() {
+            Wish::Cut => true,
+            Wish::Connect => false,
+            Wish::AsConfigured => self.shared.connection == Connection::Manual,
+        }
     }
 
-    /// Cuts the upstream, or restores it at once. What is published while it is cut waits in its queue.
+    /// Cuts the upstream, or restores it: at once, or when the configuration says so. What is published while it is cut
+    /// waits in its queue.
     pub fn set_paused(&self, paused: bool) {
-        self.shared.paused.send_if_modified(|now| std::mem::replace(now, paused) != paused);
+        self.shared.wish(match self.shared.connection {
+            _ if paused => Wish::Cut,
+            Connection::Manual => Wish::Connect,
+            _ => Wish::AsConfigured,
+        });
+    }
+
+    /// Connects now, also where the configuration says later; a lazy or scheduled one until nothing more crosses.
+    pub fn connect(&self) {
+        if self.phase() != Phase::Connected {
+            self.shared.wish(Wish::Connect);
+        }
+    }
+
+    /// Takes over what the operator wanted of `former`, which this one replaces.
+    pub fn succeed(&self, former: &Self) {
+        let wish = *former.shared.wish.borrow();
+        self.shared.wish(wish);
     }
 
     /// What the upstream is doing.
     pub fn phase(&self) -> Phase {
         self.shared.condition.lock().phase
+    }
+
+    /// When it is to be connected, in the word of the configuration.
+    pub fn connection(&self) -> &'static str {
+        self.shared.connection.name()
     }
 
     /// Messages and bytes that wait for the upstream.
@@ -192,35 +226,45 @@ impl Observe for Handle {
 #[derive(Clone)]
 struct Stop {
     shutdown: watch::Receiver<bool>,
-    paused: watch::Receiver<bool>,
+    wish: watch::Receiver<Wish>,
+    connection: Connection,
+    clock: Clock,
 }
 
+/// The longest that a window is waited for without another look at the clock, which may be set meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
 impl Stop {
-    /// Waits until the upstream is to be cut or stopped.
+    /// Waits until the upstream is to be cut or stopped, or its window closes.
     ///
     /// # Cancel safety
     /// Nothing is lost.
     async fn asked(&mut self) {
-        tokio::select! {
-            () = becomes(&mut self.shutdown, true) => {}
-            () = becomes(&mut self.paused, true) => {}
+        loop {
+            let wish = *self.wish.borrow_and_update();
+            let left = match (wish, &self.connection) {
+                (Wish::Cut, _) | (Wish::AsConfigured, Connection::Manual) => return,
+                (Wish::AsConfigured, Connection::Scheduled(schedule)) => {
+                    let now = self.clock.now();
+                    let Window::Open { until } = schedule.at(now) else { return };
+                    until.since(now).min(LOOK_AGAIN)
+                }
+                _ => LOOK_AGAIN,
+            };
+            tokio::select! {
+                () = becomes_true(&mut self.shutdown) => return,
+                changed = self.wish.changed() => if changed.is_err() { return },
+                () = sleep(left) => {}
+            }
         }
     }
 
     fn is_shutdown(&self) -> bool {
         *self.shutdown.borrow() || self.shutdown.has_changed().is_err()
     }
-
-    fn is_paused(&self) -> bool {
-        *self.paused.borrow()
-    }
 }
 
-/// Waits until the channel holds `wanted`, or nobody can change it any more.
-async fn becomes(receiver: &mut watch::Receiver<bool>, wanted: bool) {
-    while *receiver.borrow_and_update() != wanted {
-        if receiver.changed().await.is_err() {
-            return;
-        }
-    }
+/// Waits until the channel holds true, or nobody can change it any more.
+async fn becomes_true(receiver: &mut watch::Receiver<bool>) {
+    let _ = receiver.wait_for(|value| *value).await;
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::backoff;
 use super::proxy::Proxy;
 use super::rules::{Direction, RuleError, RuleSettings, Rules};
+use super::schedule::Schedule;
 use super::url::Url;
 use crate::hub::QueueLimits;
 use crate::secret::Secret;
@@ -37,6 +38,9 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// How long the upstream keeps our session while we are away, where it speaks MQTT 5.0.
     pub session_expiry: Duration,
+    pub connection: Connection,
+    /// How long nothing may cross before a connection that is not kept for its own sake ends.
+    pub idle_timeout: Duration,
     /// What goes from here to the upstream.
     pub outgoing: Vec<RuleSettings>,
     /// What comes from the upstream to here.
@@ -55,6 +59,31 @@ pub struct Settings {
     /// counted: it goes in circles.
     pub max_hops: u8,
     pub backoff: backoff::Settings,
+}
+
+/// When to be connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Connection {
+    #[default]
+    Always,
+    /// While something waits, and until nothing has crossed for the idle timeout.
+    Lazy,
+    /// Within windows of time.
+    Scheduled(Schedule),
+    /// When an operator says so, until one says otherwise.
+    Manual,
+}
+
+impl Connection {
+    /// The name in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Lazy => "lazy",
+            Self::Scheduled(_) => "scheduled",
+            Self::Manual => "manual",
+        }
+    }
 }
 
 /// Which of several addresses is tried first.
@@ -93,6 +122,9 @@ impl Settings {
             keep_alive: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(15),
             session_expiry: Duration::from_secs(7 * 86_400),
+            connection: Connection::Always,
+            // Mosquitto's.
+            idle_timeout: Duration::from_secs(60),
             outgoing: Vec::new(),
             incoming: Vec::new(),
             queue: None,

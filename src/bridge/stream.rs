@@ -55,6 +55,8 @@ const SOON: Duration = Duration::from_secs(5);
 pub(super) enum End {
     /// We were told to stop or to pause, and took leave.
     Asked,
+    /// Nothing has crossed for the idle timeout, and we took leave.
+    Idle,
     /// Why, for a person.
     Lost(String),
 }
@@ -77,6 +79,8 @@ pub(super) struct Stream<'a> {
     /// SUBSCRIBEs that wait for their answer. Nothing is published before: packet identifiers are shared with them.
     requests: Vec<(PacketId, Vec<String>)>,
     progress: Progress,
+    /// How long nothing may cross; `None` for ever.
+    pub idle_timeout: Option<Duration>,
     started: Instant,
     /// Reasons that were logged on this connection already.
     told: Vec<&'static str>,
@@ -93,11 +97,13 @@ pub(super) struct Progress {
     /// How many may wait.
     window: usize,
     acknowledged_at: Instant,
+    /// When a message or an acknowledgement last crossed, either way.
+    pub crossed_at: Instant,
 }
 
 impl Progress {
     fn new(now: Instant) -> Self {
-        Self { unacknowledged: 0, window: FIRST_WINDOW, acknowledged_at: now }
+        Self { unacknowledged: 0, window: FIRST_WINDOW, acknowledged_at: now, crossed_at: now }
     }
 
     fn sent(&mut self, now: Instant) {
@@ -109,6 +115,7 @@ impl Progress {
 
     pub fn acknowledged(&mut self, now: Instant) {
         self.acknowledged_at = now;
+        self.crossed_at = now;
         self.unacknowledged = self.unacknowledged.saturating_sub(1);
         self.window = (self.window + 1).min(usize::from(u16::MAX));
     }
@@ -150,6 +157,7 @@ impl<'a> Stream<'a> {
             is_new: !greeted.session_present,
             requests: Vec::new(),
             progress: Progress::new(now),
+            idle_timeout: None,
             started: now,
             told: Vec::new(),
             topic: String::new(),
@@ -167,7 +175,7 @@ impl<'a> Stream<'a> {
             Err(end) => end,
             Ok(()) => self.work(&mut reader, &mut writer, stop).await,
         };
-        if end == End::Asked {
+        if matches!(end, End::Asked | End::Idle) {
             self.take_leave(&mut writer).await;
         } else {
             // The reason for a close, in 5.0. The peer may be gone.
@@ -284,7 +292,8 @@ impl<'a> Stream<'a> {
         let never = now() + Duration::from_secs(3600);
         let stalled = self.writing.bytes.has_remaining().then(|| written_at + STALL);
         let unanswered = (self.progress.unacknowledged > 0).then(|| self.progress.acknowledged_at + STALL);
-        [self.client.deadline(), stalled, unanswered].into_iter().flatten().min().unwrap_or(never)
+        let idle = self.idle_timeout.map(|timeout| self.progress.crossed_at + timeout);
+        [self.client.deadline(), stalled, unanswered, idle].into_iter().flatten().min().unwrap_or(never)
     }
 
     fn check_deadlines(&mut self, written_at: Instant) -> Result<(), End> {
@@ -298,6 +307,12 @@ impl<'a> Stream<'a> {
                 "the upstream has not acknowledged anything for {STALL:?} although {unacknowledged} messages wait \
                  for it"
             )));
+        }
+        if self.idle_timeout.is_some_and(|timeout| now >= self.progress.crossed_at + timeout) {
+            if unacknowledged == 0 && self.shared.queued().0 == 0 {
+                return Err(End::Idle);
+            }
+            self.progress.crossed_at = now;
         }
         self.client.check_deadline(now, self.encoded.bytes.get_mut()).map_err(|error| End::Lost(error.to_string()))
     }
@@ -398,6 +413,7 @@ impl<'a> Stream<'a> {
 
     /// Encodes one message as its rule and the upstream's limits allow.
     fn send(&mut self, delivery: &Delivery, now: Instant) -> Result<(), DropReason> {
+        self.progress.crossed_at = now;
         let message = &delivery.message;
         let dup = delivery.dup && !self.is_new;
         let rule =

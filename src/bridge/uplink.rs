@@ -9,14 +9,16 @@ use tokio::time::{Instant, interval, sleep};
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
-use super::condition::Phase;
+use super::condition::{Phase, Wish};
 use super::dial::Way;
 use super::handshake::{Unwelcome, greet};
-use super::settings::{AddressOrder, VersionChoice};
+use super::schedule::Window;
+use super::settings::{AddressOrder, Connection, VersionChoice};
 use super::stream::{End, Stream};
 use super::url::Url;
 use super::words::{self, Who};
-use super::{Stop, Upstream, becomes};
+use super::{LOOK_AGAIN, Stop, Upstream, becomes_true};
+use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::proto::mqtt::client::Options;
 use crate::proto::mqtt::server::Will;
@@ -31,12 +33,20 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many messages may be in flight towards a 3.1.1 upstream where QoS 2 is among them. It cannot say what it takes,
 /// and mosquitto closes the connection on the twenty-first QoS 2 message (its `max_inflight_messages`).
 const OLD_QOS_2_WINDOW: u16 = 20;
+/// How often a lazy upstream looks whether something waits. A session without connection has nobody to wake, and a
+/// connection that is made when needed is in no hurry.
+const LAZY_LOOK: Duration = Duration::from_millis(500);
 /// How many different reasons are logged within one outage.
 const REASONS_LOGGED: usize = 8;
 
 /// Runs the upstream until `shutdown`.
 pub(super) async fn run(upstream: Upstream, shutdown: watch::Receiver<bool>) {
-    let stop = Stop { shutdown, paused: upstream.shared.paused.subscribe() };
+    let stop = Stop {
+        shutdown,
+        wish: upstream.shared.wish.subscribe(),
+        connection: upstream.settings.connection.clone(),
+        clock: upstream.shared.hub.clock().clone(),
+    };
     let mut uplink = Uplink::new(&upstream, stop);
     let mut reporter = Reporter::new(&upstream);
     tokio::select! {
@@ -68,6 +78,14 @@ struct Uplink<'a> {
     told: Vec<String>,
     /// When the outage began.
     down_since: Instant,
+}
+
+/// Why an upstream is meant not to be connected.
+struct Rest {
+    phase: Phase,
+    reason: Option<String>,
+    /// When it is meant to connect.
+    next: Option<UnixMillis>,
 }
 
 /// How an attempt ended.
@@ -106,24 +124,67 @@ impl<'a> Uplink<'a> {
     }
 
     async fn work(&mut self) {
-        let shared = &self.upstream.shared;
-        loop {
-            if self.stop.is_shutdown() {
-                return;
-            }
-            if self.stop.is_paused() {
-                info!(upstream = shared.name, queued = shared.queued().0, "upstream cut by the operator");
-                shared.enter(Phase::Paused, None);
-                tokio::select! {
-                    () = becomes(&mut self.stop.shutdown, true) => return,
-                    () = becomes(&mut self.stop.paused, false) => {}
-                }
-                info!(upstream = shared.name, queued = shared.queued().0, "upstream restored by the operator");
-                self.backoff.reset();
-                shared.enter(Phase::Connecting, None);
+        while !self.stop.is_shutdown() {
+            let wish = *self.stop.wish.borrow_and_update();
+            if let Some(rest) = self.rest(wish) {
+                self.pass(rest).await;
+                continue;
             }
             let Some(reason) = self.round().await else { continue };
             self.wait(reason).await;
+        }
+    }
+
+    /// Why not to be connected now; `None` to connect.
+    fn rest(&self, wish: Wish) -> Option<Rest> {
+        let shared = &self.upstream.shared;
+        let rest = |phase, reason: Option<&str>, next| Rest { phase, reason: reason.map(Into::into), next };
+        match (wish, &shared.connection) {
+            (Wish::Cut, _) => Some(rest(Phase::Paused, Some("cut by an operator"), None)),
+            (Wish::AsConfigured, Connection::Manual) => {
+                Some(rest(Phase::Paused, Some("connects when an operator says so (`connection: manual`)"), None))
+            }
+            (Wish::AsConfigured, Connection::Lazy) if shared.queued().0 == 0 => {
+                Some(rest(Phase::Idle, Some("connects when something waits (`connection: lazy`)"), None))
+            }
+            (Wish::AsConfigured, Connection::Scheduled(schedule)) => {
+                let clock = shared.hub.clock();
+                if !clock.is_set() {
+                    let reason = "connects at certain times, and the clock has not been set since power-up";
+                    return Some(rest(Phase::Scheduled, Some(reason), None));
+                }
+                match schedule.at(clock.now()) {
+                    Window::Open { .. } => None,
+                    Window::Closed { next } => Some(rest(
+                        Phase::Scheduled,
+                        Some("connects at certain times (`connection: scheduled`)"),
+                        Some(next),
+                    )),
+                }
+            }
+            (Wish::AsConfigured | Wish::Connect, _) => None,
+        }
+    }
+
+    /// Lets some time pass at rest, until there may be a reason to connect.
+    async fn pass(&mut self, Rest { phase, reason, next }: Rest) {
+        let shared = &self.upstream.shared;
+        let (name, queued) = (&shared.name, shared.queued().0);
+        let before = shared.condition.lock().clone();
+        if before.phase != phase {
+            info!(upstream = name, queued, reason, "upstream not connected, as is meant");
+            self.backoff.reset();
+            self.told.clear();
+        }
+        if (before.phase, &before.reason, before.next_attempt) != (phase, &reason, next) {
+            shared.enter(phase, reason);
+            shared.condition.lock().next_attempt = next;
+        }
+        let until_next = next.map_or(LOOK_AGAIN, |next| next.since(shared.now()).min(LOOK_AGAIN));
+        tokio::select! {
+            () = becomes_true(&mut self.stop.shutdown) => {}
+            _ = self.stop.wish.changed() => {}
+            () = sleep(if phase == Phase::Idle { LAZY_LOOK } else { until_next }) => {}
         }
     }
 
@@ -183,10 +244,13 @@ impl<'a> Uplink<'a> {
         let wait = self.backoff.next(getrandom::u32().unwrap_or(u32::MAX / 2));
         shared.enter(Phase::Waiting, Some(reason));
         let millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-        shared.condition.lock().next_attempt = Some(crate::clock::UnixMillis(shared.now().0.saturating_add(millis)));
+        shared.condition.lock().next_attempt = Some(UnixMillis(shared.now().0.saturating_add(millis)));
+        let mut wish = self.stop.wish.clone();
         tokio::select! {
             () = sleep(wait) => {}
             () = self.stop.asked() => {}
+            // Whoever asks for the connection means now.
+            _ = wish.changed() => self.backoff.reset(),
         }
     }
 
@@ -213,6 +277,16 @@ impl<'a> Uplink<'a> {
                 self.subscribed = subscribed;
                 match end {
                     End::Asked => Attempt::Asked,
+                    End::Idle => {
+                        // What the operator asked for is done.
+                        shared.wish.send_if_modified(|wish| {
+                            *wish == Wish::Connect && {
+                                *wish = Wish::AsConfigured;
+                                true
+                            }
+                        });
+                        Attempt::Asked
+                    }
                     End::Lost(reason) => Attempt::Lost { reason, lasted: since.elapsed() },
                 }
             }
@@ -262,7 +336,12 @@ impl<'a> Uplink<'a> {
         shared.condition.lock().version = Some(version);
         shared.enter(Phase::Connected, notice);
         let subscribe = !session_present || !self.subscribed || self.version == Version::V5;
-        Ok((Stream::new(shared, &upstream.rules, who, greeted, link), transport, subscribe))
+        let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link);
+        stream.idle_timeout = match (&settings.connection, *shared.wish.borrow()) {
+            (Connection::Lazy, _) | (Connection::Scheduled(_), Wish::Connect) => Some(settings.idle_timeout),
+            _ => None,
+        };
+        Ok((stream, transport, subscribe))
     }
 
     /// Opens the certificates on first use, and takes over renewed ones before each attempt. Where they cannot be read,

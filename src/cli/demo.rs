@@ -16,8 +16,8 @@ use crate::clock::Clock;
 use crate::demo::{Demo, DemoError, Options, Places};
 use crate::gateway::Handle;
 use crate::supervise::describe;
-use crate::web::Controls;
 use crate::web::log::LogRing;
+use crate::web::{Controls, Switch};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -150,7 +150,8 @@ impl Operator {
     fn toggle_uplink(&self) {
         for upstream in self.handle.upstreams() {
             let paused = !upstream.paused;
-            if self.handle.set_upstream_paused(&upstream.name, paused).is_ok() {
+            let to = if paused { Switch::Cut } else { Switch::Restore };
+            if self.handle.switch_upstream(&upstream.name, to).is_ok() {
                 let waiting = upstream.depth.messages;
                 say(&match paused {
                     true => "Uplink cut. What is measured now waits in its queue; u restores the uplink.".to_owned(),

@@ -10,8 +10,9 @@ use super::table::Table;
 use super::tls;
 use crate::bridge::proxy::Proxy;
 use crate::bridge::rules::{Direction, Naming, Provenance, Retain, Rule, RuleSettings};
+use crate::bridge::schedule::{Cron, Schedule, Zone};
 use crate::bridge::url::Url;
-use crate::bridge::{AddressOrder, Settings, VersionChoice};
+use crate::bridge::{AddressOrder, Connection, Settings, VersionChoice};
 use crate::hub::{QueueLimits, WhenFull};
 use crate::message::QoS;
 use crate::secret::Secret;
@@ -30,6 +31,28 @@ impl Scalar for Url {
     }
     fn show(&self) -> String {
         self.to_string()
+    }
+}
+
+/// The names of [`Connection`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Always,
+    Lazy,
+    Scheduled,
+    Manual,
+}
+words!(When, "when to be connected", "always" => When::Always, "lazy" => When::Lazy, "scheduled" => When::Scheduled,
+    "manual" => When::Manual);
+words!(Zone, "a time zone", "local" => Zone::Local, "utc" => Zone::Utc);
+
+impl Scalar for Cron {
+    const SHAPE: &'static str = "five cron fields, as in `0 2 * * *` for two o'clock every night";
+    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
+        text.parse::<Self>().map_err(|error| error.to_string())
+    }
+    fn show(&self) -> String {
+        String::new()
     }
 }
 
@@ -86,6 +109,12 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         .value("session_expiry", "How long the broker keeps our session while we are away (MQTT 5).")
         .range(Duration::ZERO..=Duration::from_secs(u64::from(u32::MAX - 1)))
         .or(defaults.session_expiry);
+    let connection = connection(table);
+    let meaning = "How long nothing may cross before a `lazy` connection, or one made by hand, ends.";
+    let idle_timeout = table
+        .value("idle_timeout", meaning)
+        .range(Duration::from_secs(1)..=Duration::from_secs(86_400))
+        .or(defaults.idle_timeout);
     let outgoing = rules(table, Direction::Out, gateway);
     let incoming = rules(table, Direction::In, gateway);
     let queue_defaults = QueueLimits {
@@ -126,6 +155,8 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         keep_alive,
         connect_timeout,
         session_expiry,
+        connection: connection.unwrap_or_default(),
+        idle_timeout,
         outgoing,
         incoming,
         queue,
@@ -154,6 +185,42 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
 /// Stands in where the URL is missing, so that the other keys are read all the same.
 fn placeholder() -> Url {
     Url { scheme: crate::bridge::url::Scheme::Tls, host: String::new(), port: 0, path: String::new() }
+}
+
+/// When to be connected; `None` has been reported.
+fn connection(table: &mut Table<'_>) -> Option<Connection> {
+    let meaning =
+        "When to be connected: `always`, `lazy` while something waits, `scheduled` at certain times, or `manual`.";
+    let when = table.value("connection", meaning).or(When::Always);
+    let place = table.place_of("schedule");
+    let schedule = table.optional("schedule", "When a `scheduled` upstream is connected.", |table| {
+        let cron = table.values::<Cron>("cron", "When windows begin: minute, hour, day of month, month, day of week.");
+        if table.place_of("cron").is_none() {
+            table.missing("cron", "add `cron: \"0 2 * * *\"`, for two o'clock every night");
+        }
+        let duration = table
+            .value("duration", "How long a window lasts; those that overlap are one.")
+            .range(Duration::from_secs(60)..=Duration::from_secs(7 * 86_400))
+            .or(Duration::from_secs(1800));
+        let zone = table.value("time_zone", "Whose time `cron` means.").or(Zone::Local);
+        let cron: Vec<_> = cron.into_iter().map(|cron| cron.value).collect();
+        (!cron.is_empty()).then_some(Schedule { cron, duration, zone })
+    });
+    match (when, place) {
+        (When::Scheduled, None) => {
+            table.missing("schedule", "add `schedule: { cron: \"0 2 * * *\", duration: 30m }`");
+            None
+        }
+        (When::Scheduled, Some(_)) => schedule.map(Connection::Scheduled),
+        (_, Some(place)) => {
+            let report = Report::error(place, "`schedule` needs `connection: scheduled`");
+            table.report(report.help("add that, or take the schedule out"));
+            None
+        }
+        (When::Always, None) => Some(Connection::Always),
+        (When::Lazy, None) => Some(Connection::Lazy),
+        (When::Manual, None) => Some(Connection::Manual),
+    }
 }
 
 fn rules(table: &mut Table<'_>, direction: Direction, gateway: &str) -> Vec<RuleSettings> {

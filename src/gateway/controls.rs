@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::hub::Hub;
 use crate::observe::Observe;
 use crate::web::log::LogRing;
-use crate::web::{ControlError, Controls, Depth, Upstream};
+use crate::web::{ControlError, Controls, Depth, Switch, Upstream};
 
 /// A running gateway, seen from outside.
 pub struct Handle {
@@ -52,7 +52,7 @@ impl Handle {
         let mut upstreams = self.upstreams.lock();
         match upstreams.iter_mut().find(|known| known.name() == new.name()) {
             Some(known) => {
-                new.set_paused(known.is_paused());
+                new.succeed(known);
                 *known = new;
             }
             None => upstreams.push(new),
@@ -87,15 +87,26 @@ impl Controls for Handle {
         let upstream = |handle: &bridge::Handle| {
             let ((messages, bytes), limits) = (handle.queued(), handle.limits());
             let depth = Depth { messages, bytes, max_messages: limits.max_messages, max_bytes: limits.max_bytes };
-            Upstream { name: handle.name().to_owned(), paused: handle.is_paused(), depth }
+            Upstream {
+                name: handle.name().to_owned(),
+                paused: handle.is_paused(),
+                state: handle.phase().name(),
+                connection: handle.connection(),
+                depth,
+            }
         };
         self.upstreams.lock().iter().map(upstream).collect()
     }
 
-    fn set_upstream_paused(&self, name: &str, paused: bool) -> Result<(), ControlError> {
+    fn switch_upstream(&self, name: &str, to: Switch) -> Result<(), ControlError> {
         let upstreams = self.upstreams.lock();
         let handle = upstreams.iter().find(|handle| handle.name() == name);
-        handle.ok_or_else(|| ControlError::UnknownUpstream(name.to_owned()))?.set_paused(paused);
+        let handle = handle.ok_or_else(|| ControlError::UnknownUpstream(name.to_owned()))?;
+        match to {
+            Switch::Cut => handle.set_paused(true),
+            Switch::Restore => handle.set_paused(false),
+            Switch::Connect => handle.connect(),
+        }
         Ok(())
     }
 }

@@ -27,7 +27,7 @@ use super::live::{self, CommandError};
 use super::log::{Line, level_from_name};
 use super::ticker::Samples;
 use super::values::Snapshot;
-use super::views::{Component, ControlError, Session, Traffic, UpstreamView, overall, sessions};
+use super::views::{Component, ControlError, Session, Switch, Traffic, UpstreamView, overall, sessions};
 use super::{App, pages};
 use crate::observe::{Health, Kind, Metrics, Status};
 
@@ -168,6 +168,8 @@ pub fn upstreams(app: &App, with: With) -> UpstreamsView {
         let status = statuses.iter().position(|status| status.name == upstream.name).map(|at| statuses.remove(at));
         UpstreamView {
             paused: upstream.paused,
+            state: upstream.state,
+            connection: upstream.connection,
             status: status.map(Component::from),
             queue: upstream.depth,
             outlook: samples.uplinks.outlook(&upstream.name),
@@ -187,12 +189,13 @@ async fn post_upstream(
     Extension(caller): Extension<Caller>,
     Path((name, action)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let paused = match action.as_str() {
-        "pause" => true,
-        "resume" => false,
+    let (to, done) = match action.as_str() {
+        "pause" => (Switch::Cut, "cut"),
+        "resume" => (Switch::Restore, "restored"),
+        "connect" => (Switch::Connect, "asked to connect"),
         _ => return Err(nothing_here(&format!("/api/v1/upstreams/{name}/{action}"))),
     };
-    app.parts.controls.set_upstream_paused(&name, paused).map_err(|error| match error {
+    app.parts.controls.switch_upstream(&name, to).map_err(|error| match error {
         ControlError::UnknownUpstream(_) => {
             ApiError::not_found(error.to_string(), "GET /api/v1/upstreams lists those that are configured.")
         }
@@ -204,7 +207,7 @@ async fn post_upstream(
         ),
     })?;
     let by = caller.user.as_deref().unwrap_or("local");
-    info!(upstream = name, by, "upstream {}", if paused { "cut" } else { "restored" });
+    info!(upstream = name, by, "upstream {done}");
     Ok(StatusCode::NO_CONTENT)
 }
 

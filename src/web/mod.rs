@@ -45,7 +45,7 @@ mod values;
 mod views;
 
 pub use uplinks::Depth;
-pub use views::{ControlError, Controls, Upstream};
+pub use views::{ControlError, Controls, Switch, Upstream};
 
 /// Passwords checked at a time: argon2id takes 19 MiB and some 50 ms of a core for each.
 const MAX_PASSWORD_CHECKS: usize = 1;

@@ -18,18 +18,33 @@ pub trait Controls: Send + Sync {
     /// The upstreams in the order of the configuration.
     fn upstreams(&self) -> Vec<Upstream>;
 
-    /// Cuts or restores an upstream. What is published meanwhile waits in its queue.
+    /// Cuts, restores or connects an upstream. What is published while it is cut waits in its queue.
     ///
     /// # Errors
     /// [`ControlError`]: no such upstream, or it cannot be done now.
-    fn set_upstream_paused(&self, name: &str, paused: bool) -> Result<(), ControlError>;
+    fn switch_upstream(&self, name: &str, to: Switch) -> Result<(), ControlError>;
+}
+
+/// What a person may want of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    Cut,
+    /// To connect: at once, or when its configuration says so.
+    Restore,
+    /// To connect at once, whatever its configuration says.
+    Connect,
 }
 
 /// An upstream and its queue.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     pub name: String,
+    /// Whether it connects only if a person says so.
     pub paused: bool,
+    /// What it is doing, in one word.
+    pub state: &'static str,
+    /// When it is to be connected, in the word of the configuration.
+    pub connection: &'static str,
     pub depth: Depth,
 }
 
@@ -174,6 +189,8 @@ pub fn overall(statuses: &[Status]) -> Health {
 pub struct UpstreamView {
     pub name: String,
     pub paused: bool,
+    pub state: &'static str,
+    pub connection: &'static str,
     /// `None` when it tells nothing of itself.
     pub status: Option<Component>,
     pub queue: Depth,

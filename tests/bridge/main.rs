@@ -2,6 +2,7 @@
 
 mod cloud;
 mod loops;
+mod modes;
 mod peer;
 mod proxy;
 

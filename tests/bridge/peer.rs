@@ -100,6 +100,11 @@ impl Peer {
         self.try_accept().await.unwrap()
     }
 
+    /// The next connection, if it comes within `patience`.
+    pub async fn accept_within(&self, patience: Duration) -> Option<Connection> {
+        timeout(patience, self.try_accept()).await.ok().map(Result::unwrap)
+    }
+
     /// The next connection, unless its TLS handshake fails.
     pub async fn try_accept(&self) -> std::io::Result<Connection> {
         let accept = async {

@@ -86,11 +86,17 @@ function uplinks() {
   };
 }
 
+// What an uplink does that is meant not to be connected.
+const RESTING = { idle: 'Idle', scheduled: 'Outside its hours' };
+
 function uplink(name) {
-  const badge = healthBadge('starting', (health) => ({ good: 'Connected', down: 'No connection', starting: 'Connecting' })[health] ?? healthWord(health));
+  let doing = 'starting', byHand = false;
+  const words = () => ({ good: 'Connected', down: 'No connection', starting: 'Connecting', paused: RESTING[doing] ?? (byHand ? 'Not connected' : undefined) });
+  const badge = healthBadge('starting', (health) => words()[health] ?? healthWord(health));
   const mark = icon('cut');
   const label = h('span', {}, 'Cut uplink');
   const button = h('button', { type: 'button', class: 'switch' }, mark, label);
+  const now = h('button', { type: 'button', class: 'now', 'aria-label': `Connect uplink ${name} now` }, 'Connect now');
   const reason = h('p', { class: 'reason' });
   const problem = h('p', { class: 'problem', role: 'alert' });
   const waiting = h('strong', { class: 'large' }, '0');
@@ -99,18 +105,20 @@ function uplink(name) {
   const facts = h('dl', { class: 'facts' });
   const chart = levelChart({ label: 'Waiting messages', unit: 'messages' });
   let paused = false;
-  button.addEventListener('click', async () => {
-    button.disabled = true;
+  const act = (element, action) => element.addEventListener('click', async () => {
+    element.disabled = true;
     problem.replaceChildren();
     try {
-      await request('POST', `/upstreams/${encodeURIComponent(name)}/${paused ? 'resume' : 'pause'}`);
+      await request('POST', `/upstreams/${encodeURIComponent(name)}/${action()}`);
     } catch (error) {
       problem.replaceChildren(...explain(error));
     }
-    button.disabled = false;
+    element.disabled = false;
   });
+  act(button, () => paused ? 'resume' : 'pause');
+  act(now, () => 'connect');
   const element = h('article', { class: 'panel uplink', 'data-upstream': name },
-    h('header', {}, h('h3', {}, icon('cloud'), name), badge.element, button),
+    h('header', {}, h('h3', {}, icon('cloud'), name), badge.element, now, button),
     reason, problem,
     h('div', { class: 'uplink-body' },
       h('div', { class: 'uplink-queue' },
@@ -124,12 +132,16 @@ function uplink(name) {
     update(upstream) {
       const { queue, status } = upstream;
       paused = upstream.paused;
+      doing = upstream.state;
+      now.hidden = paused || !RESTING[doing];
+      byHand = upstream.connection === 'manual';
       badge.update(paused ? 'paused' : status?.health ?? 'unknown');
       setIcon(mark, paused ? 'link' : 'cut');
-      setText(label, paused ? 'Restore uplink' : 'Cut uplink');
-      setAttribute(button, 'aria-label', `${paused ? 'Restore' : 'Cut'} uplink ${name}`);
+      const offer = !paused ? 'Cut' : byHand ? 'Connect' : 'Restore';
+      setText(label, `${offer} uplink`);
+      setAttribute(button, 'aria-label', `${offer} uplink ${name}`);
       button.classList.toggle('primary', paused);
-      setText(reason, paused ? 'Cut by hand. Messages are kept here until the uplink is restored.' : status?.reason ?? '');
+      setText(reason, paused && !byHand ? 'Cut by hand. Messages are kept here until the uplink is restored.' : status?.reason ?? '');
       setText(waiting, number(queue.messages));
       setText(outlook, expect(upstream));
       setText(room, roomFor(queue));
