@@ -4,13 +4,13 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-pub const PAYLOAD: usize = 100;
-
+pub const CONNECT: u8 = 1;
 pub const PUBLISH: u8 = 3;
 pub const PUBACK: u8 = 4;
 pub const PUBREC: u8 = 5;
 pub const PUBREL: u8 = 6;
 pub const PUBCOMP: u8 = 7;
+pub const PINGREQ: u8 = 12;
 
 /// Connects with a clean session and no keep alive limit that matters.
 pub fn connect(address: SocketAddr, client_id: &str) -> io::Result<TcpStream> {
@@ -46,9 +46,17 @@ pub fn subscribe(stream: &mut TcpStream, filter: &str, qos: u8) -> io::Result<()
     Ok(())
 }
 
-/// Appends a PUBLISH whose payload begins with `publisher`, `sequence` and `sent_nanos`.
-pub fn put_publish(out: &mut Vec<u8>, topic: &str, qos: u8, id: u16, publisher: u32, sequence: u64, sent_nanos: u64) {
-    let length = 2 + topic.len() + if qos > 0 { 2 } else { 0 } + PAYLOAD;
+/// What a payload begins with.
+#[derive(Clone, Copy)]
+pub struct Stamp {
+    pub publisher: u32,
+    pub sequence: u64,
+    pub sent_nanos: u64,
+}
+
+/// Appends a PUBLISH with `payload` bytes, which begin with `stamp`.
+pub fn put_publish(out: &mut Vec<u8>, topic: &str, qos: u8, id: u16, payload: usize, stamp: Stamp) {
+    let length = 2 + topic.len() + if qos > 0 { 2 } else { 0 } + payload;
     out.push(0x30 | qos << 1);
     put_length(out, length);
     out.extend((topic.len() as u16).to_be_bytes());
@@ -57,10 +65,10 @@ pub fn put_publish(out: &mut Vec<u8>, topic: &str, qos: u8, id: u16, publisher: 
         out.extend(id.to_be_bytes());
     }
     let start = out.len();
-    out.extend(publisher.to_be_bytes());
-    out.extend(sequence.to_be_bytes());
-    out.extend(sent_nanos.to_be_bytes());
-    out.resize(start + PAYLOAD, b'x');
+    out.extend(stamp.publisher.to_be_bytes());
+    out.extend(stamp.sequence.to_be_bytes());
+    out.extend(stamp.sent_nanos.to_be_bytes());
+    out.resize(start + payload, b'x');
 }
 
 fn put_length(out: &mut Vec<u8>, mut length: usize) {
@@ -92,16 +100,22 @@ impl Frame<'_> {
         u16::from_be_bytes([self.body[0], self.body[1]])
     }
 
-    /// A PUBLISH's packet identifier, publisher, sequence and time.
-    pub fn publish(&self) -> (u16, u32, u64, u64) {
+    /// A PUBLISH's packet identifier and the rest of it. In 5.0 the properties stand before the payload, with one byte
+    /// for their length as long as they are few.
+    pub fn publish(&self, is_v5: bool) -> (u16, Stamp) {
         let topic = 2 + usize::from(u16::from_be_bytes([self.body[0], self.body[1]]));
-        let (id, payload) = if self.qos > 0 {
+        let (id, mut rest) = if self.qos > 0 {
             (u16::from_be_bytes([self.body[topic], self.body[topic + 1]]), &self.body[topic + 2..])
         } else {
             (0, &self.body[topic..])
         };
-        let long = |at: usize| u64::from_be_bytes(payload[at..at + 8].try_into().expect("eight bytes"));
-        (id, u32::from_be_bytes(payload[..4].try_into().expect("four bytes")), long(4), long(12))
+        if is_v5 {
+            assert!(rest[0] < 0x80, "properties of more than 127 bytes");
+            rest = &rest[1 + usize::from(rest[0])..];
+        }
+        let long = |at: usize| u64::from_be_bytes(rest[at..at + 8].try_into().expect("eight bytes"));
+        let publisher = u32::from_be_bytes(rest[..4].try_into().expect("four bytes"));
+        (id, Stamp { publisher, sequence: long(4), sent_nanos: long(12) })
     }
 }
 
@@ -109,28 +123,26 @@ impl Frame<'_> {
 #[derive(Default)]
 pub struct Frames {
     buffer: Vec<u8>,
+    filled: usize,
 }
 
 impl Frames {
     /// Reads once and hands over every whole packet. Returns how many bytes came; zero is the end.
     pub fn read(&mut self, stream: &mut impl Read, mut each: impl FnMut(Frame<'_>)) -> io::Result<usize> {
         const CHUNK: usize = 128 << 10;
-        let start = self.buffer.len();
-        self.buffer.resize(start + CHUNK, 0);
-        let read = match stream.read(&mut self.buffer[start..]) {
-            Ok(read) => read,
-            Err(error) => {
-                self.buffer.truncate(start);
-                return Err(error);
-            }
-        };
-        self.buffer.truncate(start + read);
+        let start = self.filled;
+        if self.buffer.len() < start + CHUNK {
+            self.buffer.resize(start + CHUNK, 0);
+        }
+        let read = stream.read(&mut self.buffer[start..])?;
+        self.filled += read;
         let mut at = 0;
-        while let Some((frame, next)) = split(&self.buffer, at) {
+        while let Some((frame, next)) = split(&self.buffer[..self.filled], at) {
             each(frame);
             at = next;
         }
-        self.buffer.drain(..at);
+        self.buffer.copy_within(at..self.filled, 0);
+        self.filled -= at;
         Ok(read)
     }
 }

@@ -5,16 +5,15 @@ use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
 
-use crate::client::{self, Frames, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, put_ack, put_publish};
+use crate::client::{self, Frames, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Stamp, put_ack, put_publish};
+use crate::process;
 
-/// Unacknowledged QoS 1 and 2 messages of each publisher.
-const WINDOW: u64 = 100;
 /// A receiver that hears nothing for so long after the publishers are done has lost the rest.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -25,6 +24,17 @@ pub struct Load {
     pub subscribers: u32,
     /// For each publisher.
     pub messages: u64,
+    /// Unacknowledged QoS 1 and 2 messages of each publisher.
+    pub window: u64,
+    /// Bytes of payload of each message.
+    pub payload: usize,
+}
+
+impl Load {
+    /// With 100 bytes and 100 unacknowledged messages.
+    pub fn new(qos: u8, publishers: u32, subscribers: u32, messages: u64) -> Self {
+        Self { qos, publishers, subscribers, messages, window: 100, payload: 100 }
+    }
 }
 
 pub struct Throughput {
@@ -70,21 +80,29 @@ pub fn throughput(address: SocketAddr, load: Load) -> Throughput {
 }
 
 fn publish(address: SocketAddr, number: u32, load: Load) {
+    publish_to(address, number, &format!("bench/{number}"), load);
+}
+
+/// One publisher of a load; returns when all is acknowledged.
+pub fn publish_to(address: SocketAddr, number: u32, topic: &str, load: Load) {
     let mut stream = client::connect(address, &format!("pub{number}")).expect("a publisher connects");
-    let topic = format!("bench/{number}");
     let mut out = Vec::with_capacity(64 << 10);
     let mut frames = Frames::default();
     let (mut sent, mut done) = (0, 0);
     while done < load.messages {
-        while sent < load.messages && out.len() < 32 << 10 && (load.qos == 0 || sent - done < WINDOW) {
+        while sent < load.messages && out.len() < 32 << 10 && (load.qos == 0 || sent - done < load.window) {
             let id = (sent % 65_535) as u16 + 1;
-            put_publish(&mut out, &topic, load.qos, id, number, sent, 0);
+            let stamp = Stamp { publisher: number, sequence: sent, sent_nanos: 0 };
+            put_publish(&mut out, topic, load.qos, id, load.payload, stamp);
             sent += 1;
         }
         stream.write_all(&out).expect("the broker reads");
         out.clear();
         if load.qos == 0 {
             done = sent;
+            continue;
+        }
+        if sent < load.messages && sent - done < load.window {
             continue;
         }
         let read = frames.read(&mut stream, |frame| match frame.kind {
@@ -129,12 +147,12 @@ fn receive(streams: Vec<TcpStream>, expected: u64, published: &AtomicBool, mut e
             loop {
                 let read = frames.read(stream, |frame| match frame.kind {
                     PUBLISH => {
-                        let (id, publisher, sequence, sent) = frame.publish();
-                        each(sent);
+                        let (id, stamp) = frame.publish(false);
+                        each(stamp.sent_nanos);
                         received.messages += 1;
-                        let next = next.entry(publisher).or_insert(0);
-                        received.reordered += u64::from(sequence < *next);
-                        *next = sequence + 1;
+                        let next = next.entry(stamp.publisher).or_insert(0);
+                        received.reordered += u64::from(stamp.sequence < *next);
+                        *next = stamp.sequence + 1;
                         match frame.qos {
                             1 => put_ack(&mut out, PUBACK, id),
                             2 => put_ack(&mut out, PUBREC, id),
@@ -197,62 +215,55 @@ pub fn latency(address: SocketAddr, rate: u64, seconds: u64) -> Latency {
             latencies
         })
     };
+    publish_at_rate(address, rate, seconds, base);
+    published.store(true, Ordering::Release);
+    let mut latencies = receiver.join().expect("the receiver ends");
+    Latency::of(&mut latencies)
+}
+
+impl Latency {
+    /// `nanos` must not be empty; it is sorted.
+    pub fn of(nanos: &mut [u64]) -> Self {
+        nanos.sort_unstable();
+        let at = |share: f64| Duration::from_nanos(nanos[((nanos.len() - 1) as f64 * share) as usize]);
+        Self { p50: at(0.5), p99: at(0.99) }
+    }
+}
+
+/// Publishes at QoS 1, stamped with the time since `base`; returns when all is acknowledged.
+pub fn publish_at_rate(address: SocketAddr, rate: u64, seconds: u64, base: Instant) {
+    let messages = rate * seconds;
     let mut stream = client::connect(address, "pub").expect("a publisher connects");
     let mut reader = stream.try_clone().expect("a second handle");
-    let acknowledged = Arc::new(AtomicU64::new(0));
-    let acknowledger = {
-        let acknowledged = acknowledged.clone();
-        thread::spawn(move || {
-            let mut frames = Frames::default();
-            while acknowledged.load(Ordering::Relaxed) < messages {
-                let read = frames.read(&mut reader, |frame| {
-                    acknowledged.fetch_add(u64::from(frame.kind == PUBACK), Ordering::Relaxed);
-                });
-                assert!(read.expect("the broker answers") > 0, "the broker closed a publisher");
-            }
-        })
-    };
+    let acknowledger = thread::spawn(move || {
+        let (mut frames, mut acknowledged) = (Frames::default(), 0);
+        while acknowledged < messages {
+            let read = frames.read(&mut reader, |frame| acknowledged += u64::from(frame.kind == PUBACK));
+            assert!(read.expect("the broker answers") > 0, "the broker closed a publisher");
+        }
+    });
     let interval = Duration::from_secs(1) / rate as u32;
     let started = Instant::now();
     let mut out = Vec::new();
     for sequence in 0..messages {
         let due = started + interval * sequence as u32;
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        put_publish(
-            &mut out,
-            "bench/0",
-            1,
-            (sequence % 65_535) as u16 + 1,
-            0,
-            sequence,
-            base.elapsed().as_nanos() as u64,
-        );
+        let stamp = Stamp { publisher: 0, sequence, sent_nanos: base.elapsed().as_nanos() as u64 };
+        put_publish(&mut out, "bench/0", 1, (sequence % 65_535) as u16 + 1, 100, stamp);
         stream.write_all(&out).expect("the broker reads");
         out.clear();
     }
     acknowledger.join().expect("all is acknowledged");
-    published.store(true, Ordering::Release);
-    let mut latencies = receiver.join().expect("the receiver ends");
-    latencies.sort_unstable();
-    let at = |share: f64| Duration::from_nanos(latencies[((latencies.len() - 1) as f64 * share) as usize]);
-    Latency { p50: at(0.5), p99: at(0.99) }
 }
 
 /// What each of `connections` idle clients adds to the broker's memory, in KiB.
 pub fn idle(address: SocketAddr, connections: u32, pid: u32) -> f64 {
-    let before = rss_kib(pid);
+    let before = process::rss_kib(pid);
     let streams: Vec<_> = (0..connections)
         .map(|number| client::connect(address, &format!("idle{number}")).expect("an idle client connects"))
         .collect();
     thread::sleep(Duration::from_secs(2));
-    let after = rss_kib(pid);
+    let after = process::rss_kib(pid);
     drop(streams);
     (after - before) as f64 / f64::from(connections)
-}
-
-/// Resident memory of a process, in KiB.
-pub fn rss_kib(pid: u32) -> i64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the broker runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number of kB")
 }

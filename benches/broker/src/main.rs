@@ -1,19 +1,28 @@
-//! Fieldgate's broker beside mosquitto and rumqttd: same machine, same load, alternating in one run.
+//! Fieldgate beside mosquitto and rumqttd: same machine, same load, alternating in one run. The broker, and the bridge.
 //!
-//! `benches/run` builds everything and prints the table. The load generator speaks MQTT 3.1.1 on its own few lines, so
+//! `benches/run` builds everything and prints the tables. The load generator speaks MQTT 3.1.1 on its own few lines, so
 //! that no broker is measured with its own client. Every number is a ratio to mosquitto in the same run.
 
+mod bridge;
 mod brokers;
 mod client;
 mod load;
 mod peer_rumqttd;
+mod process;
 mod table;
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 const USAGE: &str = "\
 Usage:
   fieldgate-bench table FIELDGATE_BINARY [ROUNDS]   the whole table (mosquitto must be installed)
+  fieldgate-bench bridge FIELDGATE_BINARY [MESSAGES [ROUNDS]]
+                                                    store-and-forward beside mosquitto's bridge; 1000000 messages, 3 rounds
+  fieldgate-bench outage FIELDGATE_BINARY mosquitto|commit|interval sink|mosquitto|fieldgate QOS MESSAGES
+                                                    one outage: fill the bridge's queue, then drain it
+  fieldgate-bench forward FIELDGATE_BINARY          latency and bytes written while the uplink keeps up
+  fieldgate-bench start FIELDGATE_BINARY MEBIBYTES  start-up with a queue of this size
   fieldgate-bench load ADDRESS QOS PUBLISHERS SUBSCRIBERS MESSAGES
                                                     one load against a running broker, for profiling
   fieldgate-bench latency ADDRESS RATE SECONDS      QoS 1 latency at a rate
@@ -26,13 +35,16 @@ fn main() {
     match words[..] {
         ["table", binary] => table::run(binary, 3),
         ["table", binary, rounds] => table::run(binary, number(rounds)),
+        ["bridge", binary] => bridge::run(Path::new(binary), 1_000_000, 3),
+        ["bridge", binary, messages] => bridge::run(Path::new(binary), number(messages), 1),
+        ["bridge", binary, messages, rounds] => bridge::run(Path::new(binary), number(messages), number(rounds)),
+        ["outage", binary, whose, upstream, qos, messages] => {
+            bridge::outage(Path::new(binary), whose, upstream, number(qos), number(messages));
+        }
+        ["forward", binary] => bridge::forwarding(Path::new(binary)),
+        ["start", binary, mebibytes] => _ = bridge::start_up(Path::new(binary), number(mebibytes)),
         ["load", address, qos, publishers, subscribers, messages] => {
-            let load = load::Load {
-                qos: number(qos),
-                publishers: number(publishers),
-                subscribers: number(subscribers),
-                messages: number(messages),
-            };
+            let load = load::Load::new(number(qos), number(publishers), number(subscribers), number(messages));
             println!("{}", load::throughput(address_of(address), load));
         }
         ["latency", address, rate, seconds] => {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::brokers::{ALL, Broker, Kind};
 use crate::load::{self, Load};
+use crate::process;
 
 struct Cell {
     name: String,
@@ -23,7 +24,7 @@ pub fn run(fieldgate: &str, rounds: usize) {
     let mut cells = Vec::new();
     for (name, publishers, subscribers, messages) in loads {
         for qos in 0..3u8 {
-            let load = Load { qos, publishers, subscribers, messages: messages[usize::from(qos)] };
+            let load = Load::new(qos, publishers, subscribers, messages[usize::from(qos)]);
             let mut cell = Cell::new(format!("{name} QoS {qos}"), "msg/s");
             for _ in 0..rounds {
                 for kind in ALL {
@@ -56,11 +57,11 @@ pub fn run(fieldgate: &str, rounds: usize) {
     let mut idle = Cell::new("per idle connection".into(), "KiB");
     for kind in ALL {
         let broker = Broker::start(kind, fieldgate);
-        start.add(kind, load::rss_kib(broker.pid()) as f64);
+        start.add(kind, process::rss_kib(broker.pid()) as f64);
         for qos in 0..3 {
-            load::throughput(broker.address, Load { qos, publishers: 5, subscribers: 1, messages: 40_000 });
+            load::throughput(broker.address, Load::new(qos, 5, 1, 40_000));
         }
-        loaded.add(kind, load::rss_kib(broker.pid()) as f64);
+        loaded.add(kind, process::rss_kib(broker.pid()) as f64);
         drop(broker);
         let broker = Broker::start(kind, fieldgate);
         idle.add(kind, load::idle(broker.address, 10_000, broker.pid()));
@@ -80,9 +81,7 @@ impl Cell {
     }
 
     fn median(&self, kind: Kind) -> f64 {
-        let mut values = self.values[kind.name()].clone();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+        median(&self.values[kind.name()])
     }
 
     fn print(&self) {
@@ -96,4 +95,11 @@ impl Cell {
         }
         println!("{line}");
     }
+}
+
+/// The middle of `values`, which are not none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

@@ -1,0 +1,119 @@
+//! A broker with a bridge to one upstream, cut until it is told to connect.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::brokers::{Broker, Kind, free_port, mosquitto_basics};
+
+/// More than any run here queues.
+const QUEUE_MESSAGES: u64 = 1_000_000_000;
+
+/// Whose bridge, and how hard it keeps messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Bridge {
+    /// In memory, which is as fast as it gets.
+    Mosquitto,
+    /// On disk, acknowledged after the commit.
+    Commit,
+    /// The same, with commits gathered.
+    Interval,
+}
+
+pub const BRIDGES: [Bridge; 3] = [Bridge::Mosquitto, Bridge::Commit, Bridge::Interval];
+
+impl Bridge {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mosquitto => "mosquitto, in memory",
+            Self::Commit => "Fieldgate, `commit`",
+            Self::Interval => "Fieldgate, `interval`",
+        }
+    }
+}
+
+/// A local broker whose bridge sends everything to `upstream` at `qos`.
+pub struct Gateway {
+    pub broker: Broker,
+    bridge: Bridge,
+    web: SocketAddr,
+}
+
+impl Gateway {
+    pub fn start(bridge: Bridge, fieldgate: &Path, upstream: SocketAddr, qos: u8) -> Self {
+        let web = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let kind = if bridge == Bridge::Mosquitto { Kind::Mosquitto } else { Kind::Fieldgate };
+        let broker = Broker::start_with(kind, fieldgate, |port, data| match bridge {
+            Bridge::Mosquitto => format!(
+                "{}max_inflight_messages 1000\nmax_queued_messages 0\nmax_queued_bytes 0\nconnection bench\n\
+                 address {upstream}\ntopic # out {qos}\ncleansession false\nnotifications false\nrestart_timeout 1\n",
+                mosquitto_basics(port)
+            ),
+            Bridge::Commit | Bridge::Interval => format!(
+                "gateway: {{ name: bench }}\nlog: {{ level: warn }}\n\
+                 store: {{ directory: \"{data}\", durability: {durability}, max_size: 64GiB }}\n\
+                 listeners: [ {{ name: bench, address: \"127.0.0.1:{port}\" }} ]\nweb: {{ address: \"{web}\" }}\n\
+                 upstreams:\n  - name: up\n    url: \"mqtt://{upstream}\"\n    out: [ {{ filter: \"#\", qos: {qos} }} ]\n\
+                 \x20   queue: {{ max_messages: {QUEUE_MESSAGES}, max_bytes: 64GiB }}\n",
+                data = data.display(),
+                durability = if bridge == Bridge::Commit { "commit" } else { "interval" },
+            ),
+        });
+        let gateway = Self { broker, bridge, web };
+        gateway.control("pause");
+        gateway
+    }
+
+    /// Lets the bridge connect. Mosquitto's tries by itself once a second.
+    pub fn connect(&self) {
+        self.control("resume");
+    }
+
+    fn control(&self, action: &str) {
+        if self.bridge != Bridge::Mosquitto {
+            self.request(&format!("POST /api/v1/upstreams/up/{action}"));
+        }
+    }
+
+    /// What the store counts.
+    pub fn counters(&self) -> Counters {
+        if self.bridge == Bridge::Mosquitto {
+            return Counters::default();
+        }
+        let text = self.request("GET /metrics");
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.and_then(|number| number.parse::<f64>().ok()).unwrap_or_else(|| panic!("{name} is a metric")) as u64
+        };
+        Counters {
+            commits: value("fieldgate_store_commits_total"),
+            checkpoints: value("fieldgate_store_checkpoints_total"),
+        }
+    }
+
+    fn request(&self, line: &str) -> String {
+        let mut stream = TcpStream::connect(self.web).expect("the API listens");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+        let request = format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("the API reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the API answers");
+        assert!(answer.starts_with("HTTP/1.1 2"), "{line}: {answer}");
+        answer
+    }
+}
+
+/// Sums since the start.
+#[derive(Clone, Copy, Default)]
+pub struct Counters {
+    pub commits: u64,
+    pub checkpoints: u64,
+}
+
+impl Counters {
+    /// A commit syncs the log; a checkpoint syncs the log and the database.
+    pub fn fsyncs_since(self, before: Self) -> u64 {
+        self.commits - before.commits + 2 * (self.checkpoints - before.checkpoints)
+    }
+}
