@@ -53,6 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             qos: QoS::AtLeastOnce,
             retain: false,
             identifiers: None,
+            shared: None,
             message,
             receipt: Some(receipt),
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::clock::UnixMillis;
+use crate::clock::{RELEASED, UnixMillis};
 use crate::topic::TopicName;
 
 /// How hard a message is tried to be delivered (MQTT 5.0 §4.3).
@@ -75,7 +75,19 @@ impl Message {
 
     /// The time left until the message expires: `None` if it never does, zero once it has (MQTT 5.0 §3.3.2.3.3).
     pub fn remaining_expiry(&self, now: UnixMillis) -> Option<Duration> {
-        self.expiry_interval.map(|interval| interval.saturating_sub(now.since(self.accepted_at)))
+        self.expiry_interval.map(|interval| interval.saturating_sub(self.age(now)))
+    }
+
+    /// How long ago the message was accepted; zero where the clock was set for the first time in between, and nobody
+    /// knows.
+    pub fn age(&self, now: UnixMillis) -> Duration {
+        if self.accepted_at < RELEASED && now >= RELEASED { Duration::ZERO } else { now.since(self.accepted_at) }
+    }
+
+    /// When it expires, if ever.
+    pub fn expires_at(&self) -> Option<UnixMillis> {
+        let millis = i64::try_from(self.expiry_interval?.as_millis()).unwrap_or(i64::MAX);
+        Some(UnixMillis(self.accepted_at.0.saturating_add(millis)))
     }
 
     pub fn is_expired(&self, now: UnixMillis) -> bool {
@@ -135,5 +147,8 @@ mod tests {
         check(15_000, 0);
         assert!(message.is_expired(UnixMillis(15_000)));
         assert!(!message.is_expired(UnixMillis(14_999)));
+        assert_eq!(message.expires_at(), Some(UnixMillis(15_000)));
+        // Accepted before the clock was set: how old it is cannot be said.
+        check(RELEASED.0 + 60_000, 5000);
     }
 }

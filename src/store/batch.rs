@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::ranges::Ranges;
 use super::{Op, Receipt, SessionId, SessionRecord};
 use crate::message::{Message, QoS};
-use crate::topic::TopicName;
+use crate::topic::{SharedFilter, TopicName};
 
 /// What an operation costs in memory beside the message, in bytes; an estimate for the inbox limit.
 const OP_BYTES: usize = 200;
@@ -90,6 +90,7 @@ pub(super) struct Row {
     pub qos: QoS,
     pub retain: bool,
     pub identifiers: Option<Arc<[u32]>>,
+    pub shared: Option<Arc<SharedFilter>>,
     pub message: Arc<Message>,
 }
 
@@ -130,8 +131,8 @@ impl Batch {
                 let key = Key::Subscription(session, filter.clone());
                 self.replace(key, Change::DropSubscription { session, filter }, None);
             }
-            Op::Enqueue { session, sequence, qos, retain, identifiers, message, receipt } => {
-                let row = Row { session, sequence, qos, retain, identifiers, message };
+            Op::Enqueue { session, sequence, qos, retain, identifiers, shared, message, receipt } => {
+                let row = Row { session, sequence, qos, retain, identifiers, shared, message };
                 self.replace(Key::Row(session, sequence), Change::Enqueue(row), receipt);
             }
             Op::Release { session, sequence, receipt } => {
@@ -470,7 +471,7 @@ mod tests {
 
     fn enqueue(sequence: u64, receipt: Option<Arc<Receipt>>) -> Op {
         let (qos, message) = (QoS::ExactlyOnce, message("a"));
-        Op::Enqueue { session: S, sequence, qos, retain: false, identifiers: None, message, receipt }
+        Op::Enqueue { session: S, sequence, qos, retain: false, identifiers: None, shared: None, message, receipt }
     }
 
     fn add_inbound(receipt: Option<Arc<Receipt>>) -> Op {

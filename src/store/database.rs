@@ -1,26 +1,27 @@
 //! One open database: the transaction that writes a batch, and the upkeep between transactions.
 
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::collections::HashMap;
+
+use rusqlite::{Connection, params};
 use tracing::error;
 
-use super::batch::{Batch, Change, Row as QueueRow};
+use super::batch::{Batch, Change, Row};
 use super::op::{self, first_sequence};
-use super::row::{RELEASED, encode_extra, encode_flags, properties_size};
-use super::schema::{MAX_SLOT, queue_key, slot_keys};
+use super::queue;
+use super::row::{Content, encode_extra, encode_flags};
+use super::schema::MAX_SLOT;
 use super::state::{Lanes, Queue, State};
-use super::topics::{Spelling, Topics};
-use super::{SessionId, SessionRecord};
+use super::topics::Topics;
+use super::{SessionId, SessionRecord, Sweep, Swept};
+use crate::clock::UnixMillis;
 use crate::message::Message;
 
-/// Rows of dropped sessions that are deleted along with a commit.
-const PURGE_ALONG: u32 = 1000;
-/// Rows of dropped sessions that are deleted in one go while nothing else is due.
-pub(super) const PURGE_IDLE: u32 = 10_000;
+/// How much of the queues of dropped sessions is deleted along with a commit, in bytes.
+const PURGE_ALONG: u64 = 256 << 10;
+/// How much of them is deleted in one go while nothing else is due.
+const PURGE_IDLE: u64 = 4 << 20;
 /// Once this much was appended since summaries were written, they are written again; it bounds the count at the start.
 const MAX_UNCOUNTED: u64 = 16 << 20;
-/// What a row counts for [`MAX_UNCOUNTED`] beside its content.
-const UNCOUNTED_ROW: u64 = 64;
 /// Numbered topics are forgotten when all queues are empty and there are more than this.
 const KEEP_TOPICS: usize = 1024;
 
@@ -62,15 +63,20 @@ impl Database {
     pub fn commit(&mut self, batch: &Batch) -> rusqlite::Result<Committed> {
         self.transaction(|connection, state| {
             let mut committed = Committed::default();
+            let mut rows = Rows::new();
             for slot in batch.slots() {
-                apply(connection, state, &slot.change, &mut committed)?;
+                apply(connection, state, &slot.change, &mut rows)?;
+            }
+            for ((session, _), mut rows) in rows {
+                rows.sort_by_key(|row| row.sequence);
+                committed.messages_written += queue::append(connection, state, session, &rows)?;
             }
             for (&session, ranges) in batch.removals() {
                 for (first, last) in ranges.iter() {
-                    committed.messages_removed += remove(connection, state, session, first, last)?;
+                    committed.messages_removed += queue::remove(connection, state, session, first, last)?;
                 }
             }
-            purge(connection, state, PURGE_ALONG)?;
+            queue::purge(connection, state, PURGE_ALONG)?;
             write_summaries(connection, state, state.uncounted > MAX_UNCOUNTED)?;
             Ok(committed)
         })
@@ -79,9 +85,30 @@ impl Database {
     /// Deletes rows of dropped sessions; true while there are more.
     pub fn purge(&mut self) -> rusqlite::Result<bool> {
         if !self.state.draining.is_empty() {
-            self.transaction(|connection, state| purge(connection, state, PURGE_IDLE))?;
+            self.transaction(|connection, state| queue::purge(connection, state, PURGE_IDLE))?;
         }
         Ok(!self.state.draining.is_empty())
+    }
+
+    /// Removes what has expired of a queue.
+    pub fn sweep(&mut self, session: SessionId, sweep: Sweep) -> rusqlite::Result<Swept> {
+        self.transaction(|connection, state| {
+            let swept = queue::sweep(connection, state, session, sweep)?;
+            write_summaries(connection, state, false)?;
+            Ok(swept)
+        })
+    }
+
+    /// Takes damaged messages out of the runs with `keys`; returns how many are lost.
+    pub fn set_aside(&mut self, session: SessionId, lane: u8, keys: &[i64], now: UnixMillis) -> rusqlite::Result<u64> {
+        self.transaction(|connection, state| {
+            let mut lost = 0;
+            for &key in keys {
+                lost += queue::set_aside(connection, state, session, lane, key, now)?;
+            }
+            write_summaries(connection, state, false)?;
+            Ok(lost)
+        })
     }
 
     /// Writes what makes the next start fast, before the database is closed.
@@ -109,7 +136,8 @@ impl Database {
     /// Shows that `bytes` can be written again after the disk was full or failed.
     pub fn probe(&mut self, bytes: u32) -> rusqlite::Result<()> {
         self.transaction(|connection, _| {
-            connection.execute("INSERT OR REPLACE INTO queue VALUES (-1, NULL, zeroblob(?1), 0, 0, NULL)", [bytes])?;
+            connection
+                .execute("INSERT OR REPLACE INTO queue VALUES (-1, 0, 0, 0, 0, 0, NULL, zeroblob(?1))", [bytes])?;
             Ok(())
         })?;
         self.transaction(|connection, _| connection.execute("DELETE FROM queue WHERE key < 0", []).map(|_| ()))
@@ -186,13 +214,21 @@ fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
-fn apply(
+/// What is to be queued, by lane.
+type Rows<'a> = HashMap<(SessionId, u8), Vec<&'a Row>>;
+
+/// Writes a change; what is to be queued is put into `rows`, to be written together.
+fn apply<'a>(
     connection: &Connection,
     state: &mut State,
-    change: &Change,
-    committed: &mut Committed,
+    change: &'a Change,
+    rows: &mut Rows<'a>,
 ) -> rusqlite::Result<()> {
     match change {
+        Change::Enqueue(row) => {
+            rows.entry((row.session, op::lane(row.sequence))).or_default().push(row);
+            Ok(())
+        }
         Change::PutSession(record) => put_session(connection, state, record),
         Change::DropSession(session) => drop_session(connection, state, *session),
         Change::PutSubscription { session, filter, options, identifier } if state.has(*session) => connection
@@ -203,22 +239,8 @@ fn apply(
             .prepare_cached("DELETE FROM subscription WHERE session = ?1 AND filter = ?2")?
             .execute(params![id(*session), filter])
             .map(|_| ()),
-        Change::Enqueue(row) => {
-            let written = enqueue(connection, state, row)?;
-            committed.messages_written += u64::from(written);
-            Ok(())
-        }
-        Change::EnqueueReleased { session, sequence } => {
-            let Some(slot) = lane_slot(connection, state, *session, *sequence)? else { return Ok(()) };
-            let inserted = connection
-                .prepare_cached("INSERT OR IGNORE INTO queue VALUES (?1, NULL, NULL, ?2, 0, NULL)")?
-                .execute(params![queue_key(slot, *sequence), RELEASED | 2])?;
-            if inserted == 1 {
-                state.appended(*session, *sequence, 0, UNCOUNTED_ROW);
-            }
-            Ok(())
-        }
-        Change::Release { session, sequence } => release(connection, state, *session, *sequence),
+        Change::EnqueueReleased { session, sequence } => queue::append_released(connection, state, *session, *sequence),
+        Change::Release { session, sequence } => queue::release(connection, state, *session, *sequence),
         Change::AddInbound { session, packet_id } if state.has(*session) => connection
             .prepare_cached("INSERT OR IGNORE INTO inbound VALUES (?1, ?2)")?
             .execute(params![id(*session), packet_id])
@@ -227,16 +249,7 @@ fn apply(
             .prepare_cached("DELETE FROM inbound WHERE session = ?1 AND packet_id = ?2")?
             .execute(params![id(*session), packet_id])
             .map(|_| ()),
-        Change::PutRetained(message) => connection
-            .prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4, ?5)")?
-            .execute(params![
-                message.topic.as_str(),
-                &message.payload[..],
-                encode_flags(message, message.qos, true),
-                message.accepted_at.0,
-                encode_extra(message, None),
-            ])
-            .map(|_| ()),
+        Change::PutRetained(message) => put_retained(connection, message),
         Change::DropRetained(topic) => {
             connection.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([topic.as_str()]).map(|_| ())
         }
@@ -270,19 +283,30 @@ fn put_session(connection: &Connection, state: &mut State, record: &SessionRecor
         connection.prepare_cached("DELETE FROM will WHERE session = ?1")?.execute([id(record.id)])?;
         return Ok(());
     };
-    let Message { topic, payload, qos, accepted_at, .. } = &will.message;
+    let extra = encode_extra(&will.message, None, None);
+    let (topic, content) = (will.message.topic.as_str(), content(&will.message, false, extra.as_deref()));
+    let Content { payload, flags, accepted_at, extra } = content;
+    let sum = content.check(topic.as_bytes());
     connection
-        .prepare_cached("INSERT OR REPLACE INTO will VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-        .execute(params![
-            id(record.id),
-            millis(will.delay),
-            topic.as_str(),
-            &payload[..],
-            encode_flags(&will.message, *qos, false),
-            accepted_at.0,
-            encode_extra(&will.message, None),
-        ])
+        .prepare_cached("INSERT OR REPLACE INTO will VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+        .execute(params![id(record.id), millis(will.delay), topic, payload, flags, accepted_at, extra, sum])
         .map(|_| ())
+}
+
+fn put_retained(connection: &Connection, message: &Message) -> rusqlite::Result<()> {
+    let extra = encode_extra(message, None, None);
+    let (topic, content) = (message.topic.as_str(), content(message, true, extra.as_deref()));
+    let Content { payload, flags, accepted_at, extra } = content;
+    let sum = content.check(topic.as_bytes());
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![topic, payload, flags, accepted_at, extra, sum])
+        .map(|_| ())
+}
+
+fn content<'a>(message: &'a Message, retain: bool, extra: Option<&'a [u8]>) -> Content<'a> {
+    let flags = encode_flags(message, message.qos, retain);
+    Content { payload: &message.payload, flags, accepted_at: message.accepted_at.0, extra }
 }
 
 fn drop_session(connection: &Connection, state: &mut State, session: SessionId) -> rusqlite::Result<()> {
@@ -307,7 +331,7 @@ fn drop_session(connection: &Connection, state: &mut State, session: SessionId) 
 
 /// The slot of the lane that `sequence` names; the lane is made where the session does not have it yet. `None` where
 /// there is no such session, or no slot is left.
-fn lane_slot(
+pub(super) fn lane_slot(
     connection: &Connection,
     state: &mut State,
     session: SessionId,
@@ -327,124 +351,6 @@ fn lane_slot(
     connection.prepare_cached("INSERT INTO lane VALUES (?1, ?2, ?3)")?.execute(params![id(session), lane, slot])?;
     state.add_lane(session, lane, slot);
     Ok(Some(slot))
-}
-
-/// Tells whether a row was written.
-fn enqueue(connection: &Connection, state: &mut State, row: &QueueRow) -> rusqlite::Result<bool> {
-    let QueueRow { session, sequence, qos, retain, identifiers, message } = row;
-    // The session was dropped while another task still had a message for it.
-    let Some(slot) = lane_slot(connection, state, *session, *sequence)? else { return Ok(false) };
-    let key = queue_key(slot, *sequence);
-    let number = match state.topics.spelling(&message.topic) {
-        Spelling::Number(number) => Some(number),
-        Spelling::NewNumber(number) => {
-            connection
-                .prepare_cached("INSERT INTO topic VALUES (?1, ?2)")?
-                .execute(params![number, message.topic.as_str()])?;
-            state.topics.insert(number, message.topic.clone());
-            Some(number)
-        }
-        Spelling::Text => None,
-    };
-    let payload = &message.payload[..];
-    let flags = encode_flags(message, *qos, *retain);
-    let extra = encode_extra(message, identifiers.as_deref());
-    let mut insert = connection.prepare_cached("INSERT OR IGNORE INTO queue VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-    let accepted_at = message.accepted_at.0;
-    let inserted = match number {
-        Some(number) => insert.execute(params![key, number, payload, flags, accepted_at, extra])?,
-        None => insert.execute(params![key, message.topic.as_str(), payload, flags, accepted_at, extra])?,
-    };
-    if inserted == 0 {
-        error!(session = session.0, sequence, "a sequence was used twice, the later message is not kept");
-        return Ok(false);
-    }
-    let size = u64::try_from(message.size()).unwrap_or(u64::MAX);
-    state.appended(*session, *sequence, size, size + UNCOUNTED_ROW);
-    Ok(true)
-}
-
-fn release(connection: &Connection, state: &mut State, session: SessionId, sequence: u64) -> rusqlite::Result<()> {
-    let Some(slot) = state.slot(session, sequence) else { return Ok(()) };
-    let key = queue_key(slot, sequence);
-    let (_, bytes) = count(connection, &state.topics, key, key)?;
-    let released = connection
-        .prepare_cached(
-            "UPDATE queue SET topic = NULL, payload = NULL, extra = NULL, accepted_at = 0, flags = flags | ?2
-             WHERE key = ?1",
-        )?
-        .execute([key, RELEASED])?;
-    if released > 0 {
-        state.removed(session, sequence, 0, bytes);
-    }
-    Ok(())
-}
-
-/// Deletes the rows of a session from sequence `first` to `last`, both of one lane; returns how many there were.
-fn remove(
-    connection: &Connection,
-    state: &mut State,
-    session: SessionId,
-    first: u64,
-    last: u64,
-) -> rusqlite::Result<u64> {
-    let Some(queue) = state.queue(session, first) else { return Ok(0) };
-    // What was refused or cancelled is above the last sequence on disk.
-    let last = match queue.last {
-        Some(stored) if stored >= first => last.min(stored),
-        _ => return Ok(0),
-    };
-    let (first_key, last_key) = (queue_key(queue.slot, first), queue_key(queue.slot, last));
-    let (messages, bytes) = count(connection, &state.topics, first_key, last_key)?;
-    if messages > 0 {
-        connection.prepare_cached("DELETE FROM queue WHERE key BETWEEN ?1 AND ?2")?.execute([first_key, last_key])?;
-        state.removed(session, first, messages, bytes);
-    }
-    Ok(messages)
-}
-
-/// Rows from key `first` to `last` and the sum of their sizes, as `Message::size` gave them.
-pub(super) fn count(connection: &Connection, topics: &Topics, first: i64, last: i64) -> rusqlite::Result<(u64, u64)> {
-    let mut statement = connection
-        .prepare_cached("SELECT topic, coalesce(length(payload), 0), extra FROM queue WHERE key BETWEEN ?1 AND ?2")?;
-    let mut rows = statement.query([first, last])?;
-    let (mut messages, mut bytes) = (0, 0);
-    while let Some(row) = rows.next()? {
-        messages += 1;
-        bytes += row_size(topics, row)?;
-    }
-    Ok((messages, bytes))
-}
-
-fn row_size(topics: &Topics, row: &Row<'_>) -> rusqlite::Result<u64> {
-    let topic = match row.get_ref(0)? {
-        ValueRef::Integer(number) => topics.name(number).map_or(0, |name| name.as_str().len()),
-        ValueRef::Text(text) => text.len(),
-        _ => 0,
-    };
-    let extra = row.get_ref(2)?.as_blob_or_null().unwrap_or_default();
-    let beside = u64::try_from(topic + properties_size(extra)).unwrap_or(u64::MAX);
-    Ok(row.get::<_, u64>(1)? + beside)
-}
-
-fn purge(connection: &Connection, state: &mut State, mut rows: u32) -> rusqlite::Result<()> {
-    while let Some(&slot) = state.draining.last() {
-        let (first, last) = slot_keys(slot);
-        let end: Option<i64> = connection
-            .prepare_cached("SELECT key FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT 1 OFFSET ?3")?
-            .query_row(params![first, last, rows], |row| row.get(0))
-            .optional()?;
-        let mut delete = connection.prepare_cached("DELETE FROM queue WHERE key BETWEEN ?1 AND ?2")?;
-        if let Some(end) = end {
-            delete.execute([first, end - 1])?;
-            break;
-        }
-        let deleted = delete.execute([first, last])?;
-        rows -= u32::try_from(deleted).unwrap_or(rows).min(rows);
-        state.draining.pop();
-        state.free.push(slot);
-    }
-    Ok(())
 }
 
 fn write_summaries(connection: &Connection, state: &mut State, all: bool) -> rusqlite::Result<()> {

@@ -14,7 +14,7 @@ use tracing::error;
 use super::batch::Batch;
 use super::op::{MAX_NUMBER, number};
 use super::stats::Stats;
-use super::{Due, Durability, Op, Page, PageLimit, Receipt, SessionId, Settings};
+use super::{Due, Durability, Op, Page, PageLimit, Receipt, SessionId, Settings, Sweep, Swept};
 
 /// How long [`Due::Later`] may wait.
 const LATER: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct Pending {
     batch: Batch,
-    loads: Vec<Load>,
+    requests: Vec<Request>,
     /// When the batch is due; `None` while there is nothing in it.
     due: Option<Instant>,
     /// What the writer is busy with or could not write yet, in bytes.
@@ -56,19 +56,27 @@ enum End {
     Closed,
 }
 
-/// A request to read a page of a queue.
-pub(super) struct Load {
-    pub session: SessionId,
-    pub from: u64,
-    pub limit: PageLimit,
-    pub then: Box<dyn FnOnce(Page) + Send>,
+/// What a session asks of its queue; the answer is given on the writer's thread.
+pub(super) enum Request {
+    Load { session: SessionId, from: u64, limit: PageLimit, then: Box<dyn FnOnce(Page) + Send> },
+    Sweep { session: SessionId, sweep: Sweep, then: Box<dyn FnOnce(Swept) + Send> },
+}
+
+impl Request {
+    /// Answers that it could not be done.
+    pub fn fail(self) {
+        match self {
+            Self::Load { then, .. } => then(Page { failed: true, ..Page::default() }),
+            Self::Sweep { then, .. } => then(Swept { more: true, ..Swept::default() }),
+        }
+    }
 }
 
 /// What the writer has to do next.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// Write the batch, then answer the loads; `last` where nothing comes after.
-    Write { batch: Batch, loads: Vec<Load>, last: bool },
+    /// Write the batch, then answer the requests; `last` where nothing comes after.
+    Write { batch: Batch, requests: Vec<Request>, last: bool },
     /// Nothing is due, and it is time for what the writer asked to be woken for.
     Chores,
 }
@@ -121,16 +129,16 @@ impl Inbox {
         satisfied.iter().for_each(|receipt| receipt.satisfy());
     }
 
-    /// Asks for a page; false where the store has ended, and `load` comes back.
-    pub fn load(&self, load: Load) -> Result<(), Load> {
+    /// Asks something of a queue; after the store has ended the answer is that it failed.
+    pub fn request(&self, request: Request) {
         let mut pending = self.pending.lock();
         if pending.end == End::Closed {
-            return Err(load);
+            drop(pending);
+            return request.fail();
         }
-        pending.loads.push(load);
+        pending.requests.push(request);
         drop(pending);
         self.work.notify_one();
-        Ok(())
     }
 
     /// While the guard lives no batch is taken.
@@ -156,7 +164,7 @@ impl Inbox {
         loop {
             let now = Instant::now();
             let is_due = pending.due.is_some_and(|due| due <= now);
-            if is_due || !pending.loads.is_empty() || pending.end != End::Open {
+            if is_due || !pending.requests.is_empty() || pending.end != End::Open {
                 break;
             }
             if chores_at.is_some_and(|at| at <= now) {
@@ -174,7 +182,7 @@ impl Inbox {
         let mut pending = self.pending.lock();
         pending.due = None;
         let batch = std::mem::take(&mut pending.batch);
-        let loads = std::mem::take(&mut pending.loads);
+        let requests = std::mem::take(&mut pending.requests);
         pending.in_flight = pending.in_flight.saturating_add(batch.bytes());
         let last = pending.end != End::Open;
         if last {
@@ -182,7 +190,7 @@ impl Inbox {
         }
         drop(pending);
         drop(gate);
-        Work::Write { batch, loads, last }
+        Work::Write { batch, requests, last }
     }
 
     /// The writer is done with what it took, except for `bytes` that it could not write yet.
@@ -205,12 +213,12 @@ impl Inbox {
     /// Takes no more, and fails what still waits, if anything.
     pub fn abandon(&self) {
         let mut pending = self.pending.lock();
-        let Pending { batch, loads, .. } = std::mem::take(&mut *pending);
+        let Pending { batch, requests, .. } = std::mem::take(&mut *pending);
         pending.end = End::Closed;
         self.schedule_limit(&pending);
         drop(pending);
         batch.fail();
-        loads.into_iter().for_each(|load| (load.then)(Page { failed: true, ..Page::default() }));
+        requests.into_iter().for_each(Request::fail);
     }
 
     /// Sets when the batch is due; true where the writer must be woken for it.
@@ -246,9 +254,12 @@ impl Inbox {
     }
 }
 
-impl std::fmt::Debug for Load {
+impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Load").field("session", &self.session).field("from", &self.from).finish_non_exhaustive()
+        match self {
+            Self::Load { session, from, .. } => write!(f, "Load({session:?}, {from})"),
+            Self::Sweep { session, sweep, .. } => write!(f, "Sweep({session:?}, {sweep:?})"),
+        }
     }
 }
 

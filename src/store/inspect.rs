@@ -14,18 +14,18 @@ use thiserror::Error;
 
 use super::batch::Batch;
 use super::open::{self, OpenError, open_read_only, quick_check};
-use super::read::{QUEUE_COLUMNS, queue_row, sessions};
+use super::queue::{Count, FRAMES, HEAD, Head, gone_check};
+use super::ranges::Ranges;
+use super::read::{queued, released_message, sessions};
 use super::row::Malformed;
-use super::schema::{APPLICATION_ID, VERSION, key_sequence, key_slot};
-use super::state::{Queue, State};
+use super::run::Frames;
+use super::schema::{APPLICATION_ID, VERSION, key_number, key_sequence, key_slot};
+use super::state::{Lanes, Queue, State};
 use super::topics::Topics;
-use super::{Settings, StoredMessage, StoredSession, StoredState, lane, number};
+use super::{Settings, StoredMessage, StoredSession, StoredState, first_sequence, lane, number};
 use crate::clock::Clock;
 use crate::message::{Message, Properties};
 use crate::topic::TopicName;
-
-/// The first version of the database with a table of lanes; an older one is read as if it had an empty one.
-const LANES_SINCE: i32 = 2;
 
 /// How long [`verify`] may take for the structure of the database.
 const VERIFY_TIME: Duration = Duration::from_secs(600);
@@ -37,6 +37,8 @@ pub enum InspectError {
     Missing(PathBuf),
     #[error("{0} is not a database of this program, or of a newer one")]
     Foreign(PathBuf),
+    #[error("{0} is of an older version; start the gateway once, it brings the database up to date")]
+    Older(PathBuf),
     #[error("the database {path} cannot be read; export what can be saved with `fieldgate store export`")]
     Database { path: PathBuf, source: rusqlite::Error },
     #[error("the database could not be used and was moved to {0}; nothing was purged")]
@@ -62,7 +64,7 @@ pub struct Verdict {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exported {
     pub messages: u64,
-    /// Rows, or parts of a damaged database, that could not be read.
+    /// Messages that could not be read, as far as they can be counted.
     pub unreadable: u64,
 }
 
@@ -93,35 +95,58 @@ pub fn verify(path: &Path) -> Result<Verdict, InspectError> {
 /// As [`show`]; [`InspectError::NoSession`] for an unknown client; [`InspectError::Output`] where `out` fails. A damaged database is read as far as it goes.
 pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Result<Exported, InspectError> {
     let (_, connection) = connect(path)?;
-    let topics = readable_topics(&connection);
+    let marks = Marks::readable(&connection);
     let clients = readable_clients(&connection);
     let mut exported = Exported::default();
-    let mut write = |row: &Row<'_>| -> Result<bool, InspectError> {
-        let Ok(key) = row.get::<_, i64>(0) else { return Ok(false) };
-        let (client, lane) = clients.get(&key_slot(key)).map_or((None, 0), |(client, lane)| (Some(&**client), *lane));
-        let Ok(row) = queue_row(row, lane, &topics) else { return Ok(false) };
+    let mut write_run = |head: &Head, frames: &[u8]| -> Result<(), InspectError> {
+        let (client, lane) = owner(&clients, head.key);
         if client_id.is_some() && client_id != client {
-            return Ok(true);
+            return Ok(());
         }
-        match row {
-            Ok((message, _)) => {
-                let line = to_json(client, &message);
-                writeln!(out, "{line}").map_err(InspectError::Output)?;
-                exported.messages += 1;
+        let mut left = head.messages;
+        for frame in Frames::new(head.place(), frames) {
+            left = left.saturating_sub(1);
+            if marks.is_gone(key_slot(head.key), frame.number) {
+                continue;
             }
-            Err(Malformed(_)) => exported.unreadable += 1,
+            match queued(&frame, lane, &marks.topics) {
+                Ok((message, _)) => {
+                    writeln!(out, "{}", to_json(client, &message)).map_err(InspectError::Output)?;
+                    exported.messages += 1;
+                }
+                Err(Malformed(_)) => exported.unreadable += 1,
+            }
         }
-        Ok(true)
+        exported.unreadable += left;
+        Ok(())
     };
     let mut last = -1;
-    let forward = each_row(&connection, "key >= 0 ORDER BY key", |row| {
-        last = row.get(0).unwrap_or(last);
-        write(row)
+    let forward = each_run(&connection, "key >= 0 ORDER BY key", |head, frames| {
+        last = head.key;
+        write_run(head, frames)
     })?;
     if forward.is_err() {
         // Behind the damage there may be more; it can only be reached from the end.
-        let backward = each_row(&connection, &format!("key > {last} ORDER BY key DESC"), &mut write)?;
-        exported.unreadable += 1 + u64::from(backward.is_err());
+        let mut next = i64::MAX;
+        let backward = each_run(&connection, &format!("key > {last} ORDER BY key DESC"), |head, frames| {
+            next = head.key;
+            write_run(head, frames)
+        })?;
+        // What a row says of itself can often be read where its messages cannot.
+        let between: rusqlite::Result<u64> = connection.query_row(
+            "SELECT coalesce(sum(messages), 0) FROM queue WHERE key > ?1 AND key < ?2",
+            [last, next],
+            |row| row.get(0),
+        );
+        exported.unreadable += between.unwrap_or(0).max(1 + u64::from(backward.is_err()));
+    }
+    for &key in &marks.released {
+        let (client, lane) = owner(&clients, key);
+        if client_id.is_none() || client_id == client {
+            let message = released_message(key_sequence(key, lane));
+            writeln!(out, "{}", to_json(client, &message)).map_err(InspectError::Output)?;
+            exported.messages += 1;
+        }
     }
     match client_id {
         // In a damaged database the session may be what cannot be read.
@@ -160,8 +185,8 @@ pub fn purge(settings: &Settings, client_id: Option<&str>, clock: &Clock) -> Res
     let mut removed = 0;
     for StoredSession { record, queues, .. } in chosen {
         for queue in queues {
-            let (Some(first), Some(last)) = (queue.first, queue.last) else { continue };
-            let batch = Batch::removing(record.id, first, last);
+            let Some(last) = queue.last else { continue };
+            let batch = Batch::removing(record.id, first_sequence(queue.lane), last);
             removed += database.commit(&batch).map_err(failed)?.messages_removed;
         }
     }
@@ -181,14 +206,12 @@ fn connect(path: &Path) -> Result<(PathBuf, Connection), InspectError> {
     let looked = open_read_only(&path).and_then(|connection| {
         let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
         let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version < LANES_SINCE {
-            connection.execute_batch("PRAGMA temp_store = MEMORY; CREATE TEMP TABLE lane (session, lane, slot)")?;
-        }
-        Ok((connection, application_id == APPLICATION_ID && version <= VERSION))
+        Ok((connection, application_id == APPLICATION_ID, version))
     });
     match looked {
-        Ok((connection, true)) => Ok((path, connection)),
-        Ok((_, false)) => Err(InspectError::Foreign(path)),
+        Ok((connection, true, VERSION)) => Ok((path, connection)),
+        Ok((_, true, ..VERSION)) => Err(InspectError::Older(path)),
+        Ok(_) => Err(InspectError::Foreign(path)),
         Err(source) => Err(InspectError::Database { path, source }),
     }
 }
@@ -208,43 +231,61 @@ fn verify_all(connection: &mut Connection) -> rusqlite::Result<Verdict> {
             return Ok(Verdict { findings, ..Verdict::default() });
         }
     };
-    let mut counted: HashMap<i64, (u64, u64)> = HashMap::new();
-    let mut messages = 0;
-    let read = each_row::<std::convert::Infallible>(&snapshot, "key >= 0 ORDER BY key", |row| {
-        let (Ok(key), Ok(row)) = (row.get::<_, i64>(0), queue_row(row, 0, &state.topics)) else { return Ok(false) };
-        messages += 1;
-        match row {
-            Ok((_, size)) => {
-                let count = counted.entry(key_slot(key)).or_default();
-                *count = (count.0 + 1, count.1 + size as u64);
+    let mut counted: HashMap<i64, Count> = HashMap::new();
+    let gone: HashMap<i64, &Ranges> =
+        state.sessions.values().flat_map(Lanes::iter).map(|queue| (queue.slot, &queue.gone)).collect();
+    let read = each_run::<std::convert::Infallible>(&snapshot, "key >= 0 ORDER BY key", |head, frames| {
+        let slot = key_slot(head.key);
+        let (mut all, mut damaged) = (Count::default(), 0);
+        for frame in Frames::new(head.place(), frames) {
+            let size = frame.size(&state.topics);
+            all.add(1, size);
+            damaged += u64::from(queued(&frame, 0, &state.topics).is_err());
+            if !gone.get(&slot).is_some_and(|gone| gone.contains(frame.number)) {
+                counted.entry(slot).or_default().add(1, size);
             }
-            Err(error) => findings.push(format!("slot {} number {}: {error}", key_slot(key), key_sequence(key, 0))),
         }
-        Ok(true)
+        if all != (Count { messages: head.messages, bytes: head.bytes }) || damaged > 0 {
+            let Head { first, messages, .. } = *head;
+            let last = head.last();
+            let missing = messages.saturating_sub(all.messages);
+            findings.push(format!(
+                "slot {slot} numbers {first} to {last}: of {messages} messages {damaged} are damaged and {missing} missing"
+            ));
+        }
+        Ok(())
     });
     if let Ok(Err(error)) = read {
         findings.push(format!("the queues cannot be read to their end: {error}"));
     }
+    let mut total = 0;
     let queues = state.sessions.iter().flat_map(|(session, lanes)| lanes.iter().map(move |queue| (session.0, queue)));
-    for (session, &Queue { lane, slot, messages, bytes, .. }) in queues {
-        let (found, found_bytes) = counted.get(&slot).copied().unwrap_or_default();
-        if (found, found_bytes) != (messages, bytes) {
+    for (session, &Queue { lane, slot, messages, bytes, ref released, .. }) in queues {
+        let mut found = counted.get(&slot).copied().unwrap_or_default();
+        found.add(released.len() as u64, 0);
+        total += found.messages;
+        if found != (Count { messages, bytes }) {
+            let Count { messages: found, bytes: found_bytes } = found;
             findings.push(format!(
                 "session {session} lane {lane}: the summary says {messages} messages and {bytes} bytes, the queue holds \
                  {found} and {found_bytes}"
             ));
         }
     }
-    Ok(Verdict { sessions: state.sessions.len() as u64, messages, findings })
+    let set_aside: i64 = snapshot.query_row("SELECT count(*) FROM damaged", [], |row| row.get(0))?;
+    if set_aside > 0 {
+        findings.push(format!("{set_aside} runs of messages were found damaged before; table `damaged` holds them"));
+    }
+    Ok(Verdict { sessions: state.sessions.len() as u64, messages: total, findings })
 }
 
-/// Hands rows of queues to `each` until it returns false or there are no more; the inner error is the database's.
-fn each_row<E>(
+/// Hands runs to `each` as long as they can be read; the inner error is the database's.
+fn each_run<E>(
     connection: &Connection,
     condition: &str,
-    mut each: impl FnMut(&Row<'_>) -> Result<bool, E>,
+    mut each: impl FnMut(&Head, &[u8]) -> Result<(), E>,
 ) -> Result<rusqlite::Result<()>, E> {
-    let prepared = connection.prepare(&format!("SELECT {QUEUE_COLUMNS} FROM queue WHERE {condition}"));
+    let prepared = connection.prepare(&format!("SELECT {HEAD}, frames FROM queue WHERE {condition}"));
     let mut statement = match prepared {
         Ok(statement) => statement,
         Err(error) => return Ok(Err(error)),
@@ -254,46 +295,91 @@ fn each_row<E>(
         Err(error) => return Ok(Err(error)),
     };
     loop {
-        match rows.next() {
+        let run = match rows.next() {
             Ok(None) => return Ok(Ok(())),
-            Ok(Some(row)) if each(row)? => {}
-            Ok(Some(_)) => return Ok(Err(rusqlite::Error::InvalidQuery)),
+            Ok(Some(row)) => Head::read(row).and_then(|head| Ok((head, row.get_ref(FRAMES)?.as_blob()?))),
+            Err(error) => Err(error),
+        };
+        match run {
+            Ok((head, frames)) => each(&head, frames)?,
             Err(error) => return Ok(Err(error)),
         }
     }
 }
 
+/// What a database says of its runs elsewhere, as far as that can be read.
+#[derive(Default)]
+struct Marks {
+    topics: Topics,
+    gone: HashMap<i64, Ranges>,
+    /// Keys of released messages.
+    released: Vec<i64>,
+}
+
+impl Marks {
+    fn readable(connection: &Connection) -> Self {
+        let mut marks = Self { topics: readable_topics(connection), ..Self::default() };
+        each_readable(connection, "SELECT first, last, sum FROM gone", |row| {
+            let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
+            if row.get::<_, i64>(2)? == gone_check(first, last) {
+                let gone = marks.gone.entry(key_slot(first)).or_default();
+                gone.insert_range(key_number(first), key_number(last));
+            }
+            Ok(())
+        });
+        each_readable(connection, "SELECT key FROM released", |row| {
+            marks.released.push(row.get(0)?);
+            Ok(())
+        });
+        marks
+    }
+
+    fn is_gone(&self, slot: i64, number: u64) -> bool {
+        self.gone.get(&slot).is_some_and(|gone| gone.contains(number))
+    }
+}
+
 fn readable_topics(connection: &Connection) -> Topics {
     let mut topics = Topics::default();
-    let Ok(mut statement) = connection.prepare("SELECT id, name FROM topic") else { return topics };
-    let Ok(mut rows) = statement.query([]) else { return topics };
-    while let Ok(Some(row)) = rows.next() {
-        if let (Ok(number), Ok(name)) = (row.get(0), row.get::<_, String>(1))
-            && let Ok(name) = TopicName::new(&name)
-        {
-            topics.insert(number, name);
+    each_readable(connection, "SELECT id, name FROM topic", |row| {
+        if let Ok(name) = TopicName::new(&row.get::<_, String>(1)?) {
+            topics.insert(row.get(0)?, name);
         }
-    }
+        Ok(())
+    });
     topics
 }
 
 /// Client ids and lanes by slot.
-fn readable_clients(connection: &Connection) -> HashMap<i64, (String, u8)> {
-    let mut clients = HashMap::new();
+type Clients = HashMap<i64, (String, u8)>;
+
+fn readable_clients(connection: &Connection) -> Clients {
+    let mut clients = Clients::new();
     // Each by itself: of a damaged database one may be readable.
     for places in [
         "SELECT slot, client_id, 0 FROM session",
         "SELECT lane.slot, client_id, lane FROM lane JOIN session ON session.id = lane.session",
     ] {
-        let Ok(mut statement) = connection.prepare(places) else { continue };
-        let Ok(mut rows) = statement.query([]) else { continue };
-        while let Ok(Some(row)) = rows.next() {
-            if let (Ok(slot), Ok(client_id), Ok(lane)) = (row.get(0), row.get(1), row.get(2)) {
-                clients.insert(slot, (client_id, lane));
-            }
-        }
+        each_readable(connection, places, |row| {
+            clients.insert(row.get(0)?, (row.get(1)?, row.get(2)?));
+            Ok(())
+        });
     }
     clients
+}
+
+/// Whose the key is, as far as it is known, and in which lane.
+fn owner(clients: &Clients, key: i64) -> (Option<&str>, u8) {
+    clients.get(&key_slot(key)).map_or((None, 0), |(client, lane)| (Some(client), *lane))
+}
+
+/// Hands rows to `each` until the database cannot be read any further; a row that makes no sense is left out.
+fn each_readable(connection: &Connection, sql: &str, mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<()>) {
+    let Ok(mut statement) = connection.prepare(sql) else { return };
+    let Ok(mut rows) = statement.query([]) else { return };
+    while let Ok(Some(row)) = rows.next() {
+        let _ = each(row);
+    }
 }
 
 fn to_json(client_id: Option<&str>, stored: &StoredMessage) -> Value {

@@ -15,20 +15,24 @@
 //! | `inbox` `batch` `ranges` | what waits for the next commit, and what cancels out |
 //! | `writer` | the thread: group commit, failures, upkeep |
 //! | `database` `state` `topics` | a batch to SQL, and what is known without asking |
-//! | `read` `row` | SQL to sessions, messages, pages |
-//! | `open` `schema` | lock, check, quarantine, tables, migrations |
+//! | `queue` `run` `row` | the messages of the queues: packed into runs, taken out, swept, checked |
+//! | `read` | SQL to sessions, messages, pages |
+//! | `open` `schema` `migrate` | lock, check, quarantine, tables, migrations |
 //! | `stats` `inspect` | what the operator sees, while it runs and from outside |
 
 mod batch;
 mod database;
 mod inbox;
 pub mod inspect;
+mod migrate;
 mod op;
 mod open;
+mod queue;
 mod ranges;
 mod read;
 mod receipt;
 mod row;
+mod run;
 mod schema;
 mod state;
 mod stats;
@@ -48,14 +52,14 @@ use crate::clock::{Clock, UnixMillis};
 use crate::message::Message;
 use crate::observe::{Metrics, Observe, Status};
 use database::Database;
-use inbox::{Inbox, Load};
+use inbox::{Inbox, Request};
 use open::Lock;
 use stats::Stats;
 use writer::Writer;
 
 pub use op::{
     Due, Op, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession, StoredState,
-    StoredSubscription, WillRecord, first_sequence, lane, number,
+    StoredSubscription, Sweep, Swept, WillRecord, first_sequence, lane, number,
 };
 pub use receipt::{Receipt, ReceiptState};
 
@@ -219,9 +223,14 @@ impl Store {
     /// shows everything that was submitted before this call. After [`Store::close`] `then` runs at once, with a page
     /// that has failed.
     pub fn load(&self, session: SessionId, from: u64, limit: PageLimit, then: Box<dyn FnOnce(Page) + Send>) {
-        if let Err(load) = self.0.inbox.load(Load { session, from, limit, then }) {
-            (load.then)(Page { failed: true, ..Page::default() });
-        }
+        self.0.inbox.request(Request::Load { session, from, limit, then });
+    }
+
+    /// Removes what has expired from a lane of a queue, as far as it is on disk: the caller sees to what it has read or
+    /// submitted from `sweep.from` on. `then` runs on the writer's thread and must be quick, and runs also where the
+    /// store has ended. No more than one sweep or load of a lane should be under way.
+    pub fn sweep(&self, session: SessionId, sweep: Sweep, then: Box<dyn FnOnce(Swept) + Send>) {
+        self.0.inbox.request(Request::Sweep { session, sweep, then });
     }
 
     /// Commits everything and waits until the database is closed. Other handles may remain; what they submit is

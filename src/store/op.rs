@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::store::Receipt;
-use crate::topic::TopicName;
+use crate::topic::{SharedFilter, TopicName};
 
 /// Names one session for ever; the hub chooses the number: one more than any it has seen, stored ones included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,6 +66,8 @@ pub enum Op {
         retain: bool,
         /// Subscription identifiers (MQTT 5.0 §3.3.2.3.8).
         identifiers: Option<Arc<[u32]>>,
+        /// The shared subscription that brought it: where the session ends first, another member may have it.
+        shared: Option<Arc<SharedFilter>>,
         message: Arc<Message>,
         receipt: Option<Arc<Receipt>>,
     },
@@ -175,6 +177,28 @@ pub struct Page {
     pub failed: bool,
 }
 
+/// What [`crate::store::Store::sweep`] looks for in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    /// From this sequence on.
+    pub from: u64,
+    pub now: UnixMillis,
+    /// What was accepted before has expired too, whatever it says itself.
+    pub oldest: Option<UnixMillis>,
+}
+
+/// What a sweep has removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub messages: u64,
+    /// Sum of [`Message::size`].
+    pub bytes: u64,
+    /// There was more than one sweep may take, or it failed: sweep again soon.
+    pub more: bool,
+    /// When something that is in the queue now will have expired; `None` where nothing ever does.
+    pub next: Option<UnixMillis>,
+}
+
 /// How much a [`Page`] may hold; the first message is given even where it alone is larger than `bytes`.
 #[derive(Clone, Copy, Debug)]
 pub struct PageLimit {
@@ -189,6 +213,7 @@ pub struct StoredMessage {
     pub qos: QoS,
     pub retain: bool,
     pub identifiers: Option<Arc<[u32]>>,
+    pub shared: Option<Arc<SharedFilter>>,
     pub state: StoredState,
 }
 

@@ -25,6 +25,47 @@ impl Ranges {
         self.0.insert(first, last);
     }
 
+    pub fn insert_range(&mut self, first: u64, last: u64) {
+        self.remove_range(first, last);
+        // Joined with its neighbours, if they touch.
+        let before = first.checked_sub(1).and_then(|end| self.ending_at(end));
+        let after = last.checked_add(1).and_then(|next| self.0.remove(&next));
+        self.0.insert(before.unwrap_or(first), after.unwrap_or(last));
+    }
+
+    /// Takes out every number from `first` to `last`.
+    pub fn remove_range(&mut self, first: u64, last: u64) {
+        let touched: Vec<_> = self.overlapping(first, last).collect();
+        for (start, end) in touched {
+            self.0.remove(&start);
+            if start < first {
+                self.0.insert(start, first - 1);
+            }
+            if end > last {
+                self.0.insert(last + 1, end);
+            }
+        }
+    }
+
+    /// What lies from `first` to `last`, cut off there.
+    pub fn within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+        self.overlapping(first, last).map(move |(start, end)| (start.max(first), end.min(last)))
+    }
+
+    /// Whether any number from `first` to `last` is in here.
+    pub fn touches(&self, first: u64, last: u64) -> bool {
+        self.overlapping(first, last).next().is_some()
+    }
+
+    fn overlapping(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+        let start = self.0.range(..=first).next_back().map_or(first, |(&start, _)| start);
+        self.0.range(start..=last).map(|(&start, &end)| (start, end)).filter(move |&(_, end)| end >= first)
+    }
+
+    fn ending_at(&self, end: u64) -> Option<u64> {
+        self.0.range(..=end).next_back().filter(|&(_, &last)| last == end).map(|(&first, _)| first)
+    }
+
     pub fn contains(&self, number: u64) -> bool {
         self.0.range(..=number).next_back().is_some_and(|(_, &last)| last >= number)
     }
@@ -73,6 +114,26 @@ mod tests {
         check(&[5, 5, 7, 0], &[(0, 0), (5, 5), (7, 7)]);
         check(&[9, 11, 10, 8, 12], &[(8, 12)]);
         check(&[u64::MAX], &[(u64::MAX, u64::MAX)]);
+    }
+
+    #[test]
+    fn ranges_are_put_in_cut_and_taken_out() {
+        let check = |put: &[(u64, u64)], out: (u64, u64), expected: &[(u64, u64)]| {
+            let mut ranges = Ranges::default();
+            put.iter().for_each(|&(first, last)| ranges.insert_range(first, last));
+            ranges.remove_range(out.0, out.1);
+            assert_eq!(ranges.iter().collect::<Vec<_>>(), expected, "{put:?} without {out:?}");
+            assert!(!ranges.touches(out.0, out.1));
+        };
+        check(&[(5, 9), (1, 4), (10, 10)], (20, 30), &[(1, 10)]);
+        check(&[(1, 9), (3, 4), (8, 20)], (0, 0), &[(1, 20)]);
+        check(&[(1, 3), (7, 9)], (3, 7), &[(1, 2), (8, 9)]);
+        check(&[(1, 20)], (5, 6), &[(1, 4), (7, 20)]);
+        check(&[(1, 2), (4, 5), (7, 8)], (0, 9), &[]);
+        let mut ranges = Ranges::default();
+        [(1, 3), (5, 6), (9, 12)].into_iter().for_each(|(first, last)| ranges.insert_range(first, last));
+        assert_eq!(ranges.within(2, 10).collect::<Vec<_>>(), [(2, 3), (5, 6), (9, 10)]);
+        assert_eq!(ranges.within(7, 8).next(), None);
     }
 
     #[test]

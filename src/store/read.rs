@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, Row};
 use tracing::error;
 
 use super::batch::{Batch, Effect};
-use super::row::{Malformed, decode_grant, decode_message};
-use super::schema::{key_sequence, queue_key, slot_keys};
+use super::op::{first_sequence, number};
+use super::queue::{self, FRAMES, HEAD, Head};
+use super::row::{Content, Grant, Malformed, parse_topic};
+use super::run::{Frame, Frames};
+use super::schema::{queue_key, slot_keys};
 use super::state::{Queue, State};
 use super::topics::Topics;
 use super::{
@@ -18,8 +20,7 @@ use super::{
     StoredSubscription, WillRecord,
 };
 use crate::clock::UnixMillis;
-use crate::message::Message;
-use crate::topic::TopicName;
+use crate::message::{Message, QoS};
 
 /// All sessions, in the order of their ids. What cannot be understood is left out and logged.
 pub(super) fn sessions(connection: &Connection, state: &State) -> rusqlite::Result<Vec<StoredSession>> {
@@ -54,7 +55,7 @@ pub(super) fn sessions(connection: &Connection, state: &State) -> rusqlite::Resu
 
 /// Hands every retained message to `each`. What cannot be understood is left out and logged.
 pub(super) fn retained(connection: &Connection, each: &mut dyn FnMut(Message)) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare("SELECT topic, payload, flags, accepted_at, extra FROM retained")?;
+    let mut statement = connection.prepare("SELECT topic, payload, flags, accepted_at, extra, sum FROM retained")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         match whole_message(row)? {
@@ -65,7 +66,8 @@ pub(super) fn retained(connection: &Connection, each: &mut dyn FnMut(Message)) -
     Ok(())
 }
 
-/// The lane of `session` that sequence `from` is in, from there on, as it will be once `pending` is written too.
+/// The lane of `session` that sequence `from` is in, from there on, as it will be once `pending` is written too; and the
+/// keys of the runs in which a message is damaged.
 pub(super) fn page(
     connection: &Connection,
     state: &State,
@@ -73,99 +75,111 @@ pub(super) fn page(
     from: u64,
     limit: PageLimit,
     pending: &Batch,
-) -> Page {
-    let mut page = Page::default();
-    let Some(queue) = state.queue(session, from) else { return Page { complete: true, ..page } };
-    let result = fill_page(&mut page, connection, &state.topics, session, (queue, from), limit, pending);
-    if let Err(error) = result {
-        error!(%error, session = session.0, from, "a queue cannot be read");
-        page.failed = true;
-        page.complete = false;
-    }
-    page
-}
-
-/// The columns of a queue that [`queue_row`] reads.
-pub(super) const QUEUE_COLUMNS: &str = "key, topic, payload, flags, accepted_at, extra";
-
-/// A row of [`QUEUE_COLUMNS`] in `lane`, and its size as `Message::size` gives it.
-pub(super) fn queue_row(
-    row: &Row<'_>,
-    lane: u8,
-    topics: &Topics,
-) -> rusqlite::Result<Result<(StoredMessage, usize), Malformed>> {
-    let (key, flags): (i64, i64) = (row.get(0)?, row.get(3)?);
-    let extra = row.get_ref(5)?.as_blob_or_null()?;
-    let decode = || {
-        let (grant, released) = decode_grant(flags, extra)?;
-        let (state, size) = if released {
-            (StoredState::Released, 0)
-        } else {
-            let topic = match row.get_ref(1).map_err(|_| Malformed("topic"))? {
-                ValueRef::Integer(number) => topics.name(number).cloned().ok_or(Malformed("topic number"))?,
-                ValueRef::Text(text) => parse_topic(text)?,
-                _ => return Err(Malformed("topic")),
-            };
-            let payload = row.get_ref(2).ok().and_then(|value| value.as_blob().ok()).ok_or(Malformed("payload"))?;
-            let accepted_at = row.get(4).map_err(|_| Malformed("time"))?;
-            let message = decode_message(topic, payload, flags, accepted_at, extra)?;
-            let size = message.size();
-            (StoredState::Queued(Arc::new(message)), size)
-        };
-        let sequence = key_sequence(key, lane);
-        let (qos, retain, identifiers) = (grant.qos, grant.retain, grant.identifiers);
-        Ok((StoredMessage { sequence, qos, retain, identifiers, state }, size))
+) -> (Page, Vec<i64>) {
+    let mut reader = PageReader { session, limit, pending, page: Page::default(), bytes: 0, damaged: Vec::new() };
+    let Some(queue) = state.queue(session, from) else {
+        return (Page { complete: true, ..reader.page }, Vec::new());
     };
-    Ok(decode())
+    if let Err(error) = reader.read(connection, queue, &state.topics, from) {
+        error!(%error, session = session.0, from, "a queue cannot be read");
+        reader.page.failed = true;
+        reader.page.complete = false;
+    }
+    (reader.page, reader.damaged)
 }
 
-fn fill_page(
-    page: &mut Page,
-    connection: &Connection,
-    topics: &Topics,
+struct PageReader<'a> {
     session: SessionId,
-    (queue, from): (&Queue, u64),
     limit: PageLimit,
-    pending: &Batch,
-) -> rusqlite::Result<()> {
-    let mut statement = connection
-        .prepare_cached(&format!("SELECT {QUEUE_COLUMNS} FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key"))?;
-    let mut rows = statement.query([queue_key(queue.slot, from), slot_keys(queue.slot).1])?;
-    let mut bytes = 0;
-    while let Some(row) = rows.next()? {
-        let sequence = key_sequence(row.get(0)?, queue.lane);
-        let effect = pending.effect_on(session, sequence);
-        if effect == Some(Effect::Gone) {
-            continue;
-        }
-        let (mut message, size) = match queue_row(row, queue.lane, topics)? {
-            Ok(read) => read,
-            Err(error) => {
-                error!(%error, session = session.0, sequence, "a queued message cannot be read and is lost");
-                continue;
+    pending: &'a Batch,
+    page: Page,
+    bytes: usize,
+    damaged: Vec<i64>,
+}
+
+/// Nothing more fits into the page.
+struct Full;
+
+impl PageReader<'_> {
+    fn read(&mut self, connection: &Connection, queue: &Queue, topics: &Topics, from: u64) -> rusqlite::Result<()> {
+        let mut statement = connection
+            .prepare_cached(&format!("SELECT {HEAD}, frames FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key"))?;
+        let mut rows = statement.query([queue_key(queue.slot, from), slot_keys(queue.slot).1])?;
+        let from = number(from);
+        let sequence = |number| first_sequence(queue.lane) | number;
+        let mut released = queue.released.range(from..).map(|&number| sequence(number)).peekable();
+        while let Some(row) = rows.next()? {
+            let head = Head::read(row)?;
+            let frames = row.get_ref(FRAMES)?.as_blob()?;
+            let (mut found, mut whole) = (0, true);
+            for frame in Frames::new(head.place(), frames) {
+                found += 1;
+                if frame.number < from || queue.gone.contains(frame.number) {
+                    continue;
+                }
+                match queued(&frame, queue.lane, topics) {
+                    Ok((message, size)) => {
+                        while let Some(sequence) = released.next_if(|&sequence| sequence < message.sequence) {
+                            if self.push(released_message(sequence), 0).is_err() {
+                                return Ok(());
+                            }
+                        }
+                        if self.push(message, size).is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Err(_) => whole = false,
+                }
             }
-        };
-        bytes += size;
-        if page.messages.len() >= limit.messages || (bytes > limit.bytes && !page.messages.is_empty()) {
-            return Ok(());
+            if !whole || found != head.messages {
+                self.damaged.push(head.key);
+            }
         }
-        if effect == Some(Effect::Released) {
-            message.state = StoredState::Released;
+        for sequence in released {
+            if self.push(released_message(sequence), 0).is_err() {
+                return Ok(());
+            }
         }
-        page.messages.push(message);
+        self.page.complete = true;
+        Ok(())
     }
-    page.complete = true;
-    Ok(())
+
+    fn push(&mut self, mut message: StoredMessage, size: usize) -> Result<(), Full> {
+        match self.pending.effect_on(self.session, message.sequence) {
+            Some(Effect::Gone) => return Ok(()),
+            Some(Effect::Released) => message.state = StoredState::Released,
+            None => {}
+        }
+        let messages = &mut self.page.messages;
+        self.bytes += size;
+        if messages.len() >= self.limit.messages || (self.bytes > self.limit.bytes && !messages.is_empty()) {
+            return Err(Full);
+        }
+        messages.push(message);
+        Ok(())
+    }
+}
+
+/// The message of a frame in `lane`, and its size as `Message::size` gives it.
+pub(super) fn queued(frame: &Frame<'_>, lane: u8, topics: &Topics) -> Result<(StoredMessage, usize), Malformed> {
+    let message = frame.content.message(frame.checked_topic(topics)?)?;
+    let Grant { qos, retain, identifiers, shared } = frame.content.grant()?;
+    let size = message.size();
+    let state = StoredState::Queued(Arc::new(message));
+    let sequence = first_sequence(lane) | frame.number;
+    Ok((StoredMessage { sequence, qos, retain, identifiers, shared, state }, size))
+}
+
+/// A QoS 2 message that its receiver has taken: all that is known of it is its number.
+pub(super) fn released_message(sequence: u64) -> StoredMessage {
+    let (qos, state) = (QoS::ExactlyOnce, StoredState::Released);
+    StoredMessage { sequence, qos, retain: false, identifiers: None, shared: None, state }
 }
 
 fn summary(connection: &Connection, queue: &Queue) -> rusqlite::Result<QueueSummary> {
-    let (first, last) = slot_keys(queue.slot);
-    let first: Option<i64> = connection
-        .prepare_cached("SELECT key FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT 1")?
-        .query_row([first, last], |row| row.get(0))
-        .optional()?;
+    let first = queue::first(connection, queue)?;
     let Queue { lane, last, messages, bytes, .. } = *queue;
-    Ok(QueueSummary { lane, first: first.map(|key| key_sequence(key, lane)), last, messages, bytes })
+    Ok(QueueSummary { lane, first: first.map(|number| first_sequence(lane) | number), last, messages, bytes })
 }
 
 fn subscriptions(connection: &Connection) -> rusqlite::Result<HashMap<SessionId, Vec<StoredSubscription>>> {
@@ -191,11 +205,11 @@ fn inbound(connection: &Connection) -> rusqlite::Result<HashMap<SessionId, Vec<u
 
 fn wills(connection: &Connection) -> rusqlite::Result<HashMap<SessionId, Box<WillRecord>>> {
     let mut statement =
-        connection.prepare("SELECT topic, payload, flags, accepted_at, extra, session, delay_millis FROM will")?;
+        connection.prepare("SELECT topic, payload, flags, accepted_at, extra, sum, session, delay_millis FROM will")?;
     let mut rows = statement.query([])?;
     let mut all = HashMap::new();
     while let Some(row) = rows.next()? {
-        let (session, delay) = (row.get(5)?, Duration::from_millis(row.get(6)?));
+        let (session, delay) = (row.get(6)?, Duration::from_millis(row.get(7)?));
         match whole_message(row)? {
             Ok(message) => {
                 all.insert(SessionId(session), Box::new(WillRecord { message, delay }));
@@ -206,17 +220,19 @@ fn wills(connection: &Connection) -> rusqlite::Result<HashMap<SessionId, Box<Wil
     Ok(all)
 }
 
-/// A message from the columns topic, payload, flags, accepted_at, extra.
+/// A message from the columns topic, payload, flags, accepted_at, extra, sum.
 fn whole_message(row: &Row<'_>) -> rusqlite::Result<Result<Message, Malformed>> {
-    let (payload, extra) = (row.get_ref(1)?.as_blob()?, row.get_ref(4)?.as_blob_or_null()?);
-    let (flags, accepted_at) = (row.get(2)?, row.get(3)?);
-    let topic = parse_topic(row.get_ref(0)?.as_bytes()?);
-    Ok(topic.and_then(|topic| decode_message(topic, payload, flags, accepted_at, extra)))
-}
-
-fn parse_topic(text: &[u8]) -> Result<TopicName, Malformed> {
-    let text = std::str::from_utf8(text).map_err(|_| Malformed("topic"))?;
-    TopicName::new(text).map_err(|_| Malformed("topic"))
+    let topic = row.get_ref(0)?.as_bytes()?;
+    let content = Content {
+        payload: row.get_ref(1)?.as_blob()?,
+        flags: row.get(2)?,
+        accepted_at: row.get(3)?,
+        extra: row.get_ref(4)?.as_blob_or_null()?,
+    };
+    if row.get::<_, i64>(5)? != content.check(topic) {
+        return Ok(Err(Malformed("checksum")));
+    }
+    Ok(parse_topic(topic).and_then(|topic| content.message(topic)))
 }
 
 fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<Arc<str>> {

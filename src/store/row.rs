@@ -1,35 +1,41 @@
-//! How a message stands in a row: column values to a [`Message`] and back.
+//! How a message is written beside its topic: `flags` and `extra`, and back to a [`Message`].
 //!
-//! Three columns beside topic and payload: `flags`, `accepted_at` in Unix milliseconds, and `extra` for what most
-//! messages do not have (NULL then): one byte that says what follows, then in this order the expiry interval in
-//! milliseconds (u64), the subscription identifiers (u16 count, u32 each), and the properties to the end, as
-//! `proto::mqtt` encodes them. All little-endian.
+//! `flags` is one byte. `extra` is for what most messages do not have: one byte that says what follows, then in this
+//! order the expiry interval in milliseconds (u64), the subscription identifiers (u16 count, u32 each), the shared
+//! subscription (u16 length, text), and the properties to the end, as `proto::mqtt` encodes them. All little-endian.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use crc::{CRC_32_ISCSI, Crc, Table};
 use thiserror::Error;
 
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::proto::mqtt::{decode_properties, encode_properties};
-use crate::topic::TopicName;
+use crate::topic::{SharedFilter, TopicName};
 
 /// Bits 0 and 1: the QoS granted to the receiver.
-const GRANTED: i64 = 0b11;
+const GRANTED: u8 = 0b11;
 /// The retain flag that the receiver gets.
-const RETAIN: i64 = 1 << 2;
-/// The row is released: it has no content.
-pub(super) const RELEASED: i64 = 1 << 3;
+const RETAIN: u8 = 1 << 2;
+/// In a run: `extra` follows.
+pub(super) const HAS_EXTRA: u8 = 1 << 3;
 /// Bits 4 and 5: the QoS of the message as published.
 const PUBLISHED_SHIFT: u32 = 4;
 /// The retain flag of the message as published.
-const PUBLISHED_RETAIN: i64 = 1 << 6;
+const PUBLISHED_RETAIN: u8 = 1 << 6;
+/// In a run: the topic stands there as text, not as a number.
+pub(super) const TOPIC_IS_TEXT: u8 = 1 << 7;
 
 const HAS_EXPIRY: u8 = 1;
 const HAS_IDENTIFIERS: u8 = 1 << 1;
 const HAS_PROPERTIES: u8 = 1 << 2;
+const HAS_SHARED: u8 = 1 << 3;
+
+/// CRC-32C, which every message is stored with.
+pub(super) static CHECK: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// The most subscription identifiers that are kept with one message; one for each subscription that matched.
 const MAX_IDENTIFIERS: usize = u16::MAX as usize;
@@ -40,6 +46,7 @@ pub(super) struct Grant {
     pub qos: QoS,
     pub retain: bool,
     pub identifiers: Option<Arc<[u32]>>,
+    pub shared: Option<Arc<SharedFilter>>,
 }
 
 /// A row that does not hold what this program writes: the database was damaged or changed by other hands.
@@ -47,19 +54,66 @@ pub(super) struct Grant {
 #[error("the stored message has an invalid {0}")]
 pub(super) struct Malformed(pub &'static str);
 
-/// The `flags` column of a message for a receiver.
-pub(super) fn encode_flags(message: &Message, qos: QoS, retain: bool) -> i64 {
-    i64::from(qos.level())
+/// A stored message without its topic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Content<'a> {
+    pub payload: &'a [u8],
+    pub flags: u8,
+    pub accepted_at: i64,
+    pub extra: Option<&'a [u8]>,
+}
+
+impl Content<'_> {
+    /// What it is for its receiver.
+    pub fn grant(&self) -> Result<Grant, Malformed> {
+        let qos = QoS::from_level(self.flags & GRANTED).ok_or(Malformed("QoS"))?;
+        let Extra { identifiers, shared, .. } = decode_extra(self.extra)?;
+        Ok(Grant { qos, retain: self.flags & RETAIN != 0, identifiers, shared })
+    }
+
+    /// The check of a message whose row stands alone.
+    pub fn check(&self, topic: &[u8]) -> i64 {
+        let extra = self.extra.unwrap_or_default();
+        row_check(&[topic, self.payload, &[self.flags], &self.accepted_at.to_le_bytes(), extra])
+    }
+
+    pub fn expiry_interval(&self) -> Option<Duration> {
+        decode_extra(self.extra).ok()?.expiry_interval
+    }
+
+    pub fn message(&self, topic: TopicName) -> Result<Message, Malformed> {
+        let extra = decode_extra(self.extra)?;
+        let properties =
+            extra.properties.map(decode_properties).transpose().map_err(|_| Malformed("list of properties"))?;
+        Ok(Message {
+            topic,
+            payload: Bytes::copy_from_slice(self.payload),
+            qos: QoS::from_level(self.flags >> PUBLISHED_SHIFT & GRANTED).ok_or(Malformed("published QoS"))?,
+            retain: self.flags & PUBLISHED_RETAIN != 0,
+            properties: properties.map(Box::new),
+            expiry_interval: extra.expiry_interval,
+            accepted_at: UnixMillis(self.accepted_at),
+        })
+    }
+}
+
+/// The `flags` of a message for a receiver.
+pub(super) fn encode_flags(message: &Message, qos: QoS, retain: bool) -> u8 {
+    qos.level()
         | if retain { RETAIN } else { 0 }
-        | i64::from(message.qos.level()) << PUBLISHED_SHIFT
+        | message.qos.level() << PUBLISHED_SHIFT
         | if message.retain { PUBLISHED_RETAIN } else { 0 }
 }
 
-/// The `extra` column; `None` where all of it is absent.
-pub(super) fn encode_extra(message: &Message, identifiers: Option<&[u32]>) -> Option<Vec<u8>> {
+/// The `extra` of a message; `None` where all of it is absent.
+pub(super) fn encode_extra(
+    message: &Message,
+    identifiers: Option<&[u32]>,
+    shared: Option<&SharedFilter>,
+) -> Option<Vec<u8>> {
     let identifiers = identifiers.map(|all| &all[..all.len().min(MAX_IDENTIFIERS)]).filter(|all| !all.is_empty());
     let properties = message.properties.as_deref().filter(|properties| !properties.is_empty());
-    if message.expiry_interval.is_none() && identifiers.is_none() && properties.is_none() {
+    if message.expiry_interval.is_none() && identifiers.is_none() && shared.is_none() && properties.is_none() {
         return None;
     }
     let mut extra = vec![0];
@@ -72,6 +126,14 @@ pub(super) fn encode_extra(message: &Message, identifiers: Option<&[u32]>) -> Op
         extra.extend(u16::try_from(identifiers.len()).unwrap_or(u16::MAX).to_le_bytes());
         identifiers.iter().for_each(|identifier| extra.extend(identifier.to_le_bytes()));
     }
+    // A filter longer than a SUBSCRIBE can carry cannot have come from one.
+    if let Some(text) = shared.map(SharedFilter::to_text)
+        && let Ok(length) = u16::try_from(text.len())
+    {
+        extra[0] |= HAS_SHARED;
+        extra.extend(length.to_le_bytes());
+        extra.extend(text.as_bytes());
+    }
     // Properties that no PUBLISH could carry cannot have come from one; the message goes without them.
     if properties.is_some_and(|properties| encode_properties(properties, &mut extra).is_ok()) {
         extra[0] |= HAS_PROPERTIES;
@@ -79,34 +141,19 @@ pub(super) fn encode_extra(message: &Message, identifiers: Option<&[u32]>) -> Op
     Some(extra)
 }
 
-/// The receiver's part of `flags` and `extra`, and whether the row is released.
-pub(super) fn decode_grant(flags: i64, extra: Option<&[u8]>) -> Result<(Grant, bool), Malformed> {
-    let qos = u8::try_from(flags & GRANTED).ok().and_then(QoS::from_level).ok_or(Malformed("QoS"))?;
-    let identifiers = decode_extra(extra)?.identifiers;
-    Ok((Grant { qos, retain: flags & RETAIN != 0, identifiers }, flags & RELEASED != 0))
+/// The check of a row; a length goes before each field, so that no byte can move between two.
+pub(super) fn row_check(fields: &[&[u8]]) -> i64 {
+    let mut digest = CHECK.digest();
+    for field in fields {
+        digest.update(&(field.len() as u64).to_le_bytes());
+        digest.update(field);
+    }
+    i64::from(digest.finalize())
 }
 
-/// The message of a row.
-pub(super) fn decode_message(
-    topic: TopicName,
-    payload: &[u8],
-    flags: i64,
-    accepted_at: i64,
-    extra: Option<&[u8]>,
-) -> Result<Message, Malformed> {
-    let level = u8::try_from(flags >> PUBLISHED_SHIFT & GRANTED).unwrap_or(u8::MAX);
-    let extra = decode_extra(extra)?;
-    let properties =
-        extra.properties.map(decode_properties).transpose().map_err(|_| Malformed("list of properties"))?;
-    Ok(Message {
-        topic,
-        payload: Bytes::copy_from_slice(payload),
-        qos: QoS::from_level(level).ok_or(Malformed("published QoS"))?,
-        retain: flags & PUBLISHED_RETAIN != 0,
-        properties: properties.map(Box::new),
-        expiry_interval: extra.expiry_interval,
-        accepted_at: UnixMillis(accepted_at),
-    })
+pub(super) fn parse_topic(text: &[u8]) -> Result<TopicName, Malformed> {
+    let text = std::str::from_utf8(text).map_err(|_| Malformed("topic"))?;
+    TopicName::new(text).map_err(|_| Malformed("topic"))
 }
 
 /// What [`crate::message::Properties::size`] gave before the message was stored.
@@ -119,6 +166,7 @@ pub(super) fn properties_size(extra: Option<&[u8]>) -> usize {
 struct Extra<'a> {
     expiry_interval: Option<Duration>,
     identifiers: Option<Arc<[u32]>>,
+    shared: Option<Arc<SharedFilter>>,
     properties: Option<&'a [u8]>,
 }
 
@@ -138,6 +186,13 @@ fn decode_extra(extra: Option<&[u8]>) -> Result<Extra<'_>, Malformed> {
         decoded.identifiers = Some(identifiers.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect());
         rest = after;
     }
+    if present & HAS_SHARED != 0 {
+        let (length, after) = rest.split_first_chunk().ok_or(TOO_SHORT)?;
+        let (text, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*length))).ok_or(TOO_SHORT)?;
+        let filter = std::str::from_utf8(text).ok().and_then(|text| SharedFilter::split(text).ok());
+        decoded.shared = Some(Arc::new(filter.ok_or(Malformed("shared subscription"))?));
+        rest = after;
+    }
     decoded.properties = (present & HAS_PROPERTIES != 0).then_some(rest);
     Ok(decoded)
 }
@@ -153,12 +208,11 @@ mod tests {
 
     fn check(message: &Message, grant: &Grant) {
         let flags = encode_flags(message, grant.qos, grant.retain);
-        let extra = encode_extra(message, grant.identifiers.as_deref());
+        let extra = encode_extra(message, grant.identifiers.as_deref(), grant.shared.as_deref());
         let extra = extra.as_deref();
-        assert_eq!(decode_grant(flags, extra).unwrap(), (grant.clone(), false));
-        let topic = message.topic.clone();
-        let decoded = decode_message(topic, &message.payload, flags, message.accepted_at.0, extra).unwrap();
-        assert_eq!(decoded, *message);
+        let content = Content { payload: &message.payload, flags, accepted_at: message.accepted_at.0, extra };
+        assert_eq!(content.grant().unwrap(), *grant);
+        assert_eq!(content.message(message.topic.clone()).unwrap(), *message);
         assert_eq!(properties_size(extra), message.properties.as_ref().map_or(0, |properties| properties.size()));
     }
 
@@ -166,11 +220,15 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         let plain = Grant { qos: QoS::AtLeastOnce, ..Grant::default() };
         check(&message(), &plain);
-        assert_eq!(encode_extra(&message(), None), None);
+        assert_eq!(encode_extra(&message(), None, None), None);
         let mut rich = message().retained();
         rich.expiry_interval = Some(Duration::from_millis(1500));
         check(&rich, &plain);
-        let identified = Grant { retain: true, identifiers: Some([1, 268_435_455].into()), ..plain };
+        let identified = Grant { retain: true, identifiers: Some([1, 268_435_455].into()), ..plain.clone() };
+        check(&rich, &identified);
+        let shared = Some(Arc::new(SharedFilter::split("$share/g/a/+").unwrap()));
+        check(&message(), &Grant { shared: shared.clone(), ..plain });
+        let identified = Grant { shared, ..identified };
         check(&rich, &identified);
         rich.properties = Some(Box::new(Properties {
             payload_is_utf8: Some(true),
@@ -183,9 +241,10 @@ mod tests {
 
     #[test]
     fn damaged_columns_are_refused() {
-        let check = |flags: i64, extra: &[u8], expected: &str| {
-            let grant = decode_grant(flags, Some(extra)).map(|_| ());
-            let decoded = decode_message(TopicName::new("a").unwrap(), b"", flags, 0, Some(extra)).map(|_| ());
+        let check = |flags: u8, extra: &[u8], expected: &str| {
+            let content = Content { payload: b"", flags, accepted_at: 0, extra: Some(extra) };
+            let grant = content.grant().map(|_| ());
+            let decoded = content.message(TopicName::new("a").unwrap()).map(|_| ());
             assert_eq!(grant.and(decoded).unwrap_err(), Malformed(Box::leak(expected.into())));
         };
         check(3, &[], "QoS");
@@ -193,5 +252,7 @@ mod tests {
         check(0, &[1, 0], "length");
         check(0, &[2, 9, 0, 1], "length");
         check(0, &[4, 0xff, 0xff], "list of properties");
+        check(0, &[8, 2, 0, b'a'], "length");
+        check(0, &[8, 2, 0, b'a', b'#'], "shared subscription");
     }
 }

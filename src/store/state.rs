@@ -2,16 +2,17 @@
 //!
 //! It is read when the database is opened and after every rollback, and follows every change within a transaction.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension};
+use tracing::error;
 
 use super::SessionId;
-use super::database::count;
 use super::op::{self, first_sequence};
-use super::schema::{MAX_SLOT, key_sequence, key_slot, queue_key, slot_keys};
+use super::queue::{Count, gone_check};
+use super::ranges::Ranges;
+use super::schema::{MAX_SLOT, key_number, key_sequence, key_slot, queue_key, slot_keys};
 use super::topics::Topics;
-use crate::topic::TopicName;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -54,7 +55,7 @@ impl Lanes {
 }
 
 /// One lane of a queue.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Queue {
     pub lane: u8,
     pub slot: i64,
@@ -64,25 +65,22 @@ pub(super) struct Queue {
     pub bytes: u64,
     /// The summary on disk does not know all rows.
     pub uncounted: bool,
+    /// Numbers within runs that are done with.
+    pub gone: Ranges,
+    /// Numbers of QoS 2 messages whose receiver has taken them.
+    pub released: BTreeSet<u64>,
 }
 
 impl Queue {
     pub fn empty(lane: u8, slot: i64) -> Self {
-        Self { lane, slot, last: None, messages: 0, bytes: 0, uncounted: false }
+        let (gone, released) = (Ranges::default(), BTreeSet::new());
+        Self { lane, slot, last: None, messages: 0, bytes: 0, uncounted: false, gone, released }
     }
 }
 
 impl State {
     pub fn read(connection: &Connection) -> rusqlite::Result<Self> {
-        let mut state = Self::default();
-        let mut statement = connection.prepare_cached("SELECT id, name FROM topic")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            // A damaged name leaves its rows without a topic; they are skipped and reported when they are read.
-            if let Ok(name) = TopicName::new(row.get_ref(1)?.as_str().unwrap_or_default()) {
-                state.topics.insert(row.get(0)?, name);
-            }
-        }
+        let mut state = Self { topics: Topics::read(connection)?, ..Self::default() };
         // Lane 0 of every session comes first.
         let mut statement = connection.prepare_cached(
             "SELECT place.session, place.lane, place.slot, summary.last, summary.messages, summary.bytes
@@ -90,31 +88,27 @@ impl State {
                    UNION ALL SELECT session, lane, slot FROM lane) AS place
              LEFT JOIN summary USING (slot) ORDER BY place.lane",
         )?;
+        let mut uncounted = connection.prepare_cached(
+            "SELECT max(key), coalesce(sum(messages), 0), coalesce(sum(bytes), 0) FROM queue WHERE key BETWEEN ?1 AND ?2",
+        )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let lane = row.get(1)?;
             let mut queue = Queue {
-                lane,
-                slot: row.get(2)?,
                 last: row.get::<_, Option<u64>>(3)?.map(|last| first_sequence(lane) | last),
                 messages: row.get::<_, Option<u64>>(4)?.unwrap_or(0),
                 bytes: row.get::<_, Option<u64>>(5)?.unwrap_or(0),
-                uncounted: false,
+                ..Queue::empty(lane, row.get(2)?)
             };
             let (first, end) = slot_keys(queue.slot);
             let after = queue.last.map_or(first, |last| queue_key(queue.slot, last) + 1);
-            let (messages, bytes) = count(connection, &state.topics, after, end)?;
-            if messages > 0 {
-                let last: i64 = connection
-                    .prepare_cached("SELECT max(key) FROM queue WHERE key BETWEEN ?1 AND ?2")?
-                    .query_row([after, end], |row| row.get(0))?;
-                queue = Queue {
-                    last: Some(key_sequence(last, lane)),
-                    messages: queue.messages + messages,
-                    bytes: queue.bytes + bytes,
-                    uncounted: true,
-                    ..queue
-                };
+            let (last, messages, bytes): (Option<i64>, u64, u64) =
+                uncounted.query_row([after, end], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            if let Some(last) = last {
+                queue.last = Some(key_sequence(last, lane));
+                queue.messages += messages;
+                queue.bytes += bytes;
+                queue.uncounted = true;
                 state.uncounted += bytes;
             }
             state.messages += queue.messages;
@@ -126,8 +120,34 @@ impl State {
                 lanes.others.push(queue);
             }
         }
+        state.read_marks(connection)?;
         state.read_slots(connection)?;
         Ok(state)
+    }
+
+    /// Reads what is done with of the runs that are there.
+    fn read_marks(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut queues: HashMap<i64, &mut Queue> =
+            self.sessions.values_mut().flat_map(Lanes::iter_mut).map(|queue| (queue.slot, queue)).collect();
+        let mut statement = connection.prepare_cached("SELECT first, last, sum FROM gone")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
+            if row.get::<_, i64>(2)? != gone_check(first, last) || last < first {
+                error!(first, last, "a note of what was delivered is damaged; these messages may be delivered again");
+            } else if let Some(queue) = queues.get_mut(&key_slot(first)) {
+                queue.gone.insert_range(key_number(first), key_number(last));
+            }
+        }
+        let mut statement = connection.prepare_cached("SELECT key FROM released")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let key = row.get(0)?;
+            if let Some(queue) = queues.get_mut(&key_slot(key)) {
+                queue.released.insert(key_number(key));
+            }
+        }
+        Ok(())
     }
 
     pub fn has(&self, session: SessionId) -> bool {
@@ -143,6 +163,13 @@ impl State {
     pub fn queue_mut(&mut self, session: SessionId, sequence: u64) -> Option<&mut Queue> {
         let lane = op::lane(sequence);
         self.sessions.get_mut(&session)?.iter_mut().find(|queue| queue.lane == lane)
+    }
+
+    /// As [`State::queue_mut`], with what is needed to read its runs.
+    pub fn queue_and_topics(&mut self, session: SessionId, sequence: u64) -> (Option<&mut Queue>, &Topics) {
+        let lane = op::lane(sequence);
+        let lanes = self.sessions.get_mut(&session);
+        (lanes.and_then(|lanes| lanes.iter_mut().find(|queue| queue.lane == lane)), &self.topics)
     }
 
     pub fn slot(&self, session: SessionId, sequence: u64) -> Option<i64> {
@@ -165,25 +192,41 @@ impl State {
         })
     }
 
-    /// A row of `size` bytes was written; `uncounted` is what it weighs for the next summary.
-    pub fn appended(&mut self, session: SessionId, sequence: u64, size: u64, uncounted: u64) {
-        let Some(queue) = self.queue_mut(session, sequence) else { return };
+    /// Messages from sequence `first` to `last` were written; `uncounted` is what they weigh for the next summary.
+    pub fn appended(&mut self, session: SessionId, first: u64, last: u64, count: Count, uncounted: u64) {
+        let Some(queue) = self.queue_mut(session, first) else { return };
         // Below what the summary says: only a summary written now counts it.
-        let shrunk = queue.last >= Some(sequence);
-        queue.last = queue.last.max(Some(sequence));
-        queue.messages += 1;
-        queue.bytes += size;
+        let shrunk = queue.last >= Some(first);
+        queue.last = queue.last.max(Some(last));
+        queue.messages += count.messages;
+        queue.bytes += count.bytes;
         queue.uncounted = true;
-        self.messages += 1;
-        self.bytes += size;
+        self.messages += count.messages;
+        self.bytes += count.bytes;
         self.uncounted += uncounted;
         if shrunk {
-            self.shrunk.insert((session, op::lane(sequence)));
+            self.shrunk.insert((session, op::lane(first)));
         }
     }
 
-    /// Rows of the lane of `sequence` went, or lost their content.
-    pub fn removed(&mut self, session: SessionId, sequence: u64, messages: u64, bytes: u64) {
+    /// The receiver of a message has taken it. Such a message stands in no run: a summary must count it.
+    pub fn mark_released(&mut self, session: SessionId, sequence: u64) {
+        let Some(queue) = self.queue_mut(session, sequence) else { return };
+        queue.released.insert(op::number(sequence));
+        self.shrunk.insert((session, op::lane(sequence)));
+    }
+
+    /// Forgets which messages from `first` to `last` were released; returns their keys.
+    pub fn take_released(&mut self, session: SessionId, first: u64, last: u64) -> Vec<i64> {
+        let Some(queue) = self.queue_mut(session, first) else { return Vec::new() };
+        let range = op::number(first)..=op::number(last);
+        let numbers: Vec<u64> = queue.released.range(range.clone()).copied().collect();
+        queue.released.retain(|number| !range.contains(number));
+        numbers.into_iter().map(|number| queue_key(queue.slot, number)).collect()
+    }
+
+    /// Messages of the lane of `sequence` went, or lost their content.
+    pub fn removed(&mut self, session: SessionId, sequence: u64, Count { messages, bytes }: Count) {
         let Some(queue) = self.queue_mut(session, sequence) else { return };
         queue.messages = queue.messages.saturating_sub(messages);
         queue.bytes = queue.bytes.saturating_sub(bytes);

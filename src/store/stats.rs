@@ -24,6 +24,8 @@ pub(super) struct Stats {
     /// Messages that vanished before their commit was due.
     pub cancelled: AtomicU64,
     pub refused: AtomicU64,
+    /// Messages lost because their bytes on disk are not what was written.
+    pub damaged: AtomicU64,
     pub failures: [AtomicU64; Failure::ALL.len()],
     /// Bytes that the writer's thread passed to the operating system.
     pub bytes_written: AtomicU64,
@@ -201,6 +203,7 @@ impl Stats {
             "Messages that all receivers had before their commit.",
             &self.cancelled,
         );
+        counter("fieldgate_store_messages_damaged_total", "Messages lost to damage on the disk.", &self.damaged);
         counter("fieldgate_store_refused_total", "Changes that could not be kept.", &self.refused);
         counter("fieldgate_store_written_bytes_total", "Bytes written to files.", &self.bytes_written);
         for (failure, count) in Failure::ALL.iter().zip(&self.failures) {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
-use crate::topic::TopicName;
+use crate::topic::{SharedFilter, TopicName};
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,7 +79,16 @@ fn put(id: SessionId) -> Op {
 }
 
 fn enqueue(session: SessionId, sequence: u64, message: Arc<Message>, receipt: Option<Arc<Receipt>>) -> Op {
-    Op::Enqueue { session, sequence, qos: QoS::ExactlyOnce, retain: false, identifiers: None, message, receipt }
+    Op::Enqueue {
+        session,
+        sequence,
+        qos: QoS::ExactlyOnce,
+        retain: false,
+        identifiers: None,
+        shared: None,
+        message,
+        receipt,
+    }
 }
 
 /// Submits and waits until all of it is on disk.
@@ -133,6 +142,7 @@ fn everything_comes_back_after_a_restart() {
         qos: QoS::AtLeastOnce,
         retain: true,
         identifiers: Some([3, 4].into()),
+        shared: Some(Arc::new(SharedFilter::split("$share/g/a/#").unwrap())),
         message: message("a/c", "15"),
         receipt: None,
     });
@@ -172,6 +182,7 @@ fn everything_comes_back_after_a_restart() {
         qos: QoS::AtLeastOnce,
         retain: true,
         identifiers: Some([3, 4].into()),
+        shared: Some(Arc::new(SharedFilter::split("$share/g/a/#").unwrap())),
         state: StoredState::Queued(message("a/c", "15")),
     };
     assert_eq!(page.messages[4], last);

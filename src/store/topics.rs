@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
+use rusqlite::Connection;
+
 use crate::topic::TopicName;
 
 /// How many topics are numbered; further ones stand in their rows as text.
@@ -48,6 +50,20 @@ impl Default for Topics {
 }
 
 impl Topics {
+    /// The numbered topics of a database.
+    pub fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let mut topics = Self::default();
+        let mut statement = connection.prepare_cached("SELECT id, name FROM topic")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            // A damaged name leaves its messages without a topic; they are set aside when they are read.
+            if let Ok(name) = TopicName::new(row.get_ref(1)?.as_str().unwrap_or_default()) {
+                topics.insert(row.get(0)?, name);
+            }
+        }
+        Ok(topics)
+    }
+
     pub fn insert(&mut self, number: i64, name: TopicName) {
         self.next = self.next.max(number + 1);
         self.bytes += name.as_str().len();

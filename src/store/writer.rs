@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::Page;
 use super::batch::Batch;
 use super::database::{Database, Usage};
-use super::inbox::{Inbox, Load, Work};
+use super::inbox::{Inbox, Request, Work};
 use super::open::Lock;
 use super::read;
 use super::stats::{Alarm, Failure, Stats};
+use super::{Page, PageLimit, SessionId, Sweep, Swept};
 use crate::clock::Clock;
 
 /// The log is moved into the database when it holds this much. Larger would write a little less to flash, and make
@@ -79,13 +79,13 @@ impl Writer {
             let chores_at = [self.retry.map(|retry| retry.at), self.upkeep_at].into_iter().flatten().min();
             match self.inbox.wait(chores_at) {
                 Work::Chores => self.do_chores(),
-                Work::Write { batch, loads, last } => {
+                Work::Write { batch, requests, last } => {
                     if last {
                         self.retry = None;
                     }
                     self.write(batch);
                     self.inbox.done(self.kept.bytes());
-                    loads.into_iter().for_each(|load| self.answer(load));
+                    requests.into_iter().for_each(|request| self.answer(request));
                     self.checkpoint_if_large();
                     if last {
                         break;
@@ -104,7 +104,7 @@ impl Writer {
             // Receipts of what needs no write, if any.
             return work.satisfy();
         }
-        if self.retry.is_some_and(|retry| retry.blocked && retry.at > Instant::now()) {
+        if self.is_blocked() {
             self.refuse(&mut work);
             return self.keep(work);
         }
@@ -184,19 +184,66 @@ impl Writer {
         }
     }
 
-    fn answer(&mut self, load: Load) {
-        let Load { session, from, limit, then } = load;
-        let page = match self.database.refresh() {
-            Ok(()) => {
-                let Database { connection, state, .. } = &self.database;
-                read::page(connection, state, session, from, limit, &self.kept)
-            }
-            Err(_) => Page { failed: true, ..Page::default() },
-        };
+    fn answer(&mut self, request: Request) {
         // A fault in one receiver must not end the store for all others.
-        if catch_unwind(AssertUnwindSafe(|| then(page))).is_err() {
-            error!(session = session.0, "the receiver of a page panicked");
+        let answered = match request {
+            Request::Load { session, from, limit, then } => {
+                let page = self.page(session, from, limit);
+                catch_unwind(AssertUnwindSafe(|| then(page)))
+            }
+            Request::Sweep { session, sweep, then } => {
+                let swept = self.sweep(session, sweep);
+                catch_unwind(AssertUnwindSafe(|| then(swept)))
+            }
+        };
+        if answered.is_err() {
+            error!("the receiver of a page or a sweep panicked");
         }
+    }
+
+    fn page(&mut self, session: SessionId, from: u64, limit: PageLimit) -> Page {
+        if self.database.refresh().is_err() {
+            return Page { failed: true, ..Page::default() };
+        }
+        let Database { connection, state, .. } = &self.database;
+        let (page, damaged) = read::page(connection, state, session, from, limit, &self.kept);
+        if !damaged.is_empty() {
+            let lane = super::lane(from);
+            match self.database.set_aside(session, lane, &damaged, self.clock.now()) {
+                Ok(lost) => {
+                    error!(
+                        session = session.0,
+                        lane, lost, "messages in the store are damaged and will not be delivered; check the disk"
+                    );
+                    self.stats.damaged.fetch_add(lost, Ordering::Relaxed);
+                }
+                Err(error) => self.note(&error),
+            }
+        }
+        page
+    }
+
+    fn sweep(&mut self, session: SessionId, sweep: Sweep) -> Swept {
+        if self.is_blocked() {
+            return Swept { more: true, ..Swept::default() };
+        }
+        match self.database.sweep(session, sweep) {
+            Ok(swept) => {
+                self.stats.removed.fetch_add(swept.messages, Ordering::Relaxed);
+                self.upkeep_at = Some(Instant::now() + IDLE);
+                swept
+            }
+            Err(error) => {
+                self.note(&error);
+                self.retry_later(false);
+                Swept { more: true, ..Swept::default() }
+            }
+        }
+    }
+
+    /// Not even what makes room could be written a moment ago.
+    fn is_blocked(&self) -> bool {
+        self.retry.is_some_and(|retry| retry.blocked && retry.at > Instant::now())
     }
 
     fn do_chores(&mut self) {

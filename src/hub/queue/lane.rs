@@ -217,6 +217,7 @@ impl Lane {
                 qos: incoming.qos,
                 retain: incoming.retain,
                 identifiers: incoming.identifiers.clone(),
+                shared: incoming.shared.clone(),
                 message: incoming.message.clone(),
                 receipt,
             });

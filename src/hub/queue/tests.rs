@@ -447,11 +447,12 @@ fn every_lane_has_its_own_identifiers_and_they_come_round() {
 /// What the journal holds of `sequences`.
 fn stored(ops: &[Op], sequences: std::ops::Range<u64>) -> Vec<StoredMessage> {
     let row = |op: &Op| match op {
-        Op::Enqueue { sequence, qos, retain, identifiers, message, .. } => Some(StoredMessage {
+        Op::Enqueue { sequence, qos, retain, identifiers, shared, message, .. } => Some(StoredMessage {
             sequence: *sequence,
             qos: *qos,
             retain: *retain,
             identifiers: identifiers.clone(),
+            shared: shared.clone(),
             state: StoredState::Queued(message.clone()),
         }),
         _ => None,
