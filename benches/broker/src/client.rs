@@ -12,24 +12,42 @@ pub const PUBREL: u8 = 6;
 pub const PUBCOMP: u8 = 7;
 pub const PINGREQ: u8 = 12;
 
-/// Connects with a clean session and no keep alive limit that matters.
+/// Whether a session ends with its connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    Clean,
+    Kept,
+}
+
+/// Connects with a clean session.
 pub fn connect(address: SocketAddr, client_id: &str) -> io::Result<TcpStream> {
+    attach(address, client_id, Session::Clean)
+}
+
+pub fn attach(address: SocketAddr, client_id: &str, session: Session) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    log_in(&mut stream, client_id, session)?;
+    Ok(stream)
+}
+
+/// CONNECT with no keep alive limit that matters, and its answer.
+pub fn log_in(stream: &mut (impl Read + Write), client_id: &str, session: Session) -> io::Result<()> {
     let length = 12 + client_id.len();
     let mut packet = vec![0x10, length as u8, 0, 4];
-    packet.extend(b"MQTT\x04\x02");
+    packet.extend(b"MQTT\x04");
+    packet.push(if session == Session::Clean { 2 } else { 0 });
     packet.extend(600u16.to_be_bytes());
     packet.extend((client_id.len() as u16).to_be_bytes());
     packet.extend(client_id.as_bytes());
     stream.write_all(&packet)?;
     let mut answer = [0; 4];
     stream.read_exact(&mut answer)?;
-    if answer != [0x20, 2, 0, 0] {
+    if answer[0] != 0x20 || answer[3] != 0 {
         return Err(io::Error::other(format!("CONNACK {answer:?}")));
     }
-    Ok(stream)
+    Ok(())
 }
 
 pub fn subscribe(stream: &mut TcpStream, filter: &str, qos: u8) -> io::Result<()> {
@@ -71,7 +89,7 @@ pub fn put_publish(out: &mut Vec<u8>, topic: &str, qos: u8, id: u16, payload: us
     out.resize(start + payload, b'x');
 }
 
-fn put_length(out: &mut Vec<u8>, mut length: usize) {
+pub fn put_length(out: &mut Vec<u8>, mut length: usize) {
     loop {
         let byte = (length & 0x7f) as u8;
         length >>= 7;
@@ -98,6 +116,12 @@ pub struct Frame<'a> {
 impl Frame<'_> {
     pub fn id(&self) -> u16 {
         u16::from_be_bytes([self.body[0], self.body[1]])
+    }
+
+    /// The packet identifier of a PUBLISH at QoS 1 or 2.
+    pub fn id_of_publish(&self) -> u16 {
+        let topic = 2 + usize::from(u16::from_be_bytes([self.body[0], self.body[1]]));
+        u16::from_be_bytes([self.body[topic], self.body[topic + 1]])
     }
 
     /// A PUBLISH's packet identifier and the rest of it. In 5.0 the properties stand before the payload, with one byte

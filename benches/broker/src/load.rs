@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,13 @@ pub struct Load {
     pub qos: u8,
     pub publishers: u32,
     pub subscribers: u32,
-    /// For each publisher.
+    /// For each publisher, at most.
     pub messages: u64,
+    /// How long they publish, at most.
+    pub time: Duration,
+    /// Publishers wait for the subscriber, of which there is one then, and not only for their acknowledgements: what
+    /// they are ahead of it is their window.
+    pub paced: bool,
     /// Unacknowledged QoS 1 and 2 messages of each publisher.
     pub window: u64,
     /// Bytes of payload of each message.
@@ -33,7 +38,12 @@ pub struct Load {
 impl Load {
     /// With 100 bytes and 100 unacknowledged messages.
     pub fn new(qos: u8, publishers: u32, subscribers: u32, messages: u64) -> Self {
-        Self { qos, publishers, subscribers, messages, window: 100, payload: 100 }
+        Self { qos, publishers, subscribers, messages, time: Duration::MAX, paced: false, window: 100, payload: 100 }
+    }
+
+    /// As many as there are in that time.
+    pub fn lasting(qos: u8, publishers: u32, subscribers: u32, time: Duration) -> Self {
+        Self { time, ..Self::new(qos, publishers, subscribers, u64::MAX) }
     }
 }
 
@@ -57,44 +67,61 @@ pub fn throughput(address: SocketAddr, load: Load) -> Throughput {
         client::subscribe(&mut stream, "bench/+", load.qos).expect("a subscriber subscribes");
         streams.push(stream);
     }
-    let expected = load.messages * u64::from(load.publishers) * u64::from(load.subscribers);
-    let published = Arc::new(AtomicBool::new(false));
+    let expected = Arc::new(AtomicU64::new(u64::MAX));
+    let heard: Arc<[AtomicU64]> = (0..load.publishers).map(|_| AtomicU64::new(0)).collect();
     let receiver = {
-        let published = published.clone();
-        thread::spawn(move || receive(streams, expected, &published, |_| ()))
+        let (expected, heard) = (expected.clone(), heard.clone());
+        thread::spawn(move || {
+            receive(streams, &expected, |stamp| _ = heard[stamp.publisher as usize].fetch_add(1, Ordering::Release))
+        })
     };
     let started = Instant::now();
-    let publishers: Vec<_> =
-        (0..load.publishers).map(|number| thread::spawn(move || publish(address, number, load))).collect();
-    for publisher in publishers {
-        publisher.join().expect("a publisher ends");
-    }
-    published.store(true, Ordering::Release);
+    let publishers: Vec<_> = (0..load.publishers)
+        .map(|number| {
+            let heard = heard.clone();
+            let may_send =
+                move |sent| !load.paced || sent - heard[number as usize].load(Ordering::Acquire) < load.window;
+            thread::spawn(move || publish(address, number, &format!("bench/{number}"), load, may_send))
+        })
+        .collect();
+    let sent: u64 = publishers.into_iter().map(|publisher| publisher.join().expect("a publisher ends")).sum();
+    let sent = sent * u64::from(load.subscribers);
+    expected.store(sent, Ordering::Release);
     let received = receiver.join().expect("the receiver ends");
     let seconds = received.last.duration_since(started).as_secs_f64();
     Throughput {
         received_per_second: received.messages as f64 / seconds,
-        lost: expected.saturating_sub(received.messages),
+        lost: sent.saturating_sub(received.messages),
         reordered: received.reordered,
     }
 }
 
-fn publish(address: SocketAddr, number: u32, load: Load) {
-    publish_to(address, number, &format!("bench/{number}"), load);
-}
-
 /// One publisher of a load; returns when all is acknowledged.
 pub fn publish_to(address: SocketAddr, number: u32, topic: &str, load: Load) {
+    publish(address, number, topic, load, |_| true);
+}
+
+/// Returns how many were sent, which are all acknowledged. `may_send` is asked with how many that were so far.
+fn publish(address: SocketAddr, number: u32, topic: &str, load: Load, may_send: impl Fn(u64) -> bool) -> u64 {
     let mut stream = client::connect(address, &format!("pub{number}")).expect("a publisher connects");
     let mut out = Vec::with_capacity(64 << 10);
     let mut frames = Frames::default();
-    let (mut sent, mut done) = (0, 0);
-    while done < load.messages {
-        while sent < load.messages && out.len() < 32 << 10 && (load.qos == 0 || sent - done < load.window) {
+    let started = Instant::now();
+    let (mut sent, mut done, mut most) = (0, 0, load.messages);
+    while done < most {
+        if most != sent && started.elapsed() >= load.time {
+            most = sent;
+        }
+        while sent < most && out.len() < 32 << 10 && (load.qos == 0 || sent - done < load.window) && may_send(sent) {
             let id = (sent % 65_535) as u16 + 1;
             let stamp = Stamp { publisher: number, sequence: sent, sent_nanos: 0 };
             put_publish(&mut out, topic, load.qos, id, load.payload, stamp);
             sent += 1;
+        }
+        if out.is_empty() && done == sent {
+            // All is acknowledged, and the subscriber is behind; or the time is over.
+            thread::yield_now();
+            continue;
         }
         stream.write_all(&out).expect("the broker reads");
         out.clear();
@@ -102,7 +129,7 @@ pub fn publish_to(address: SocketAddr, number: u32, topic: &str, load: Load) {
             done = sent;
             continue;
         }
-        if sent < load.messages && sent - done < load.window {
+        if sent < most && sent - done < load.window && may_send(sent) {
             continue;
         }
         let read = frames.read(&mut stream, |frame| match frame.kind {
@@ -116,6 +143,7 @@ pub fn publish_to(address: SocketAddr, number: u32, topic: &str, load: Load) {
     let _ = stream.write_all(&[0xe0, 0]);
     let _ = stream.shutdown(std::net::Shutdown::Write);
     let _ = frames.read(&mut stream, |_| ());
+    sent
 }
 
 struct Received {
@@ -124,8 +152,9 @@ struct Received {
     last: Instant,
 }
 
-/// One thread for all subscribers, so that the load generator costs as little as it can.
-fn receive(streams: Vec<TcpStream>, expected: u64, published: &AtomicBool, mut each: impl FnMut(u64)) -> Received {
+/// One thread for all subscribers, so that the load generator costs as little as it can. Ends when as many have come as
+/// are expected, which is said when the publishers are done.
+fn receive(streams: Vec<TcpStream>, expected: &AtomicU64, mut each: impl FnMut(Stamp)) -> Received {
     let mut poll = Poll::new().expect("a poll");
     let mut connections = Vec::new();
     for (index, stream) in streams.into_iter().enumerate() {
@@ -137,9 +166,10 @@ fn receive(streams: Vec<TcpStream>, expected: u64, published: &AtomicBool, mut e
     let mut events = Events::with_capacity(256);
     let mut received = Received { messages: 0, reordered: 0, last: Instant::now() };
     let mut out = Vec::new();
-    while received.messages < expected {
-        poll.poll(&mut events, Some(Duration::from_millis(100))).expect("a poll");
-        if events.is_empty() && published.load(Ordering::Acquire) && received.last.elapsed() > PATIENCE {
+    while received.messages < expected.load(Ordering::Acquire) {
+        poll.poll(&mut events, Some(Duration::from_millis(20))).expect("a poll");
+        let is_known = expected.load(Ordering::Acquire) != u64::MAX;
+        if events.is_empty() && is_known && received.last.elapsed() > PATIENCE {
             break;
         }
         for event in &events {
@@ -148,7 +178,7 @@ fn receive(streams: Vec<TcpStream>, expected: u64, published: &AtomicBool, mut e
                 let read = frames.read(stream, |frame| match frame.kind {
                     PUBLISH => {
                         let (id, stamp) = frame.publish(false);
-                        each(stamp.sent_nanos);
+                        each(stamp);
                         received.messages += 1;
                         let next = next.entry(stamp.publisher).or_insert(0);
                         received.reordered += u64::from(stamp.sequence < *next);
@@ -204,19 +234,14 @@ pub fn latency(address: SocketAddr, rate: u64, seconds: u64) -> Latency {
     client::subscribe(&mut stream, "bench/+", 1).expect("a subscriber subscribes");
     let base = Instant::now();
     let messages = rate * seconds;
-    let published = Arc::new(AtomicBool::new(false));
-    let receiver = {
-        let published = published.clone();
-        thread::spawn(move || {
-            let mut latencies = Vec::new();
-            receive(vec![stream], messages, &published, |sent| {
-                latencies.push(base.elapsed().as_nanos() as u64 - sent);
-            });
-            latencies
-        })
-    };
+    let receiver = thread::spawn(move || {
+        let mut latencies = Vec::new();
+        receive(vec![stream], &AtomicU64::new(messages), |stamp| {
+            latencies.push(base.elapsed().as_nanos() as u64 - stamp.sent_nanos);
+        });
+        latencies
+    });
     publish_at_rate(address, rate, seconds, base);
-    published.store(true, Ordering::Release);
     let mut latencies = receiver.join().expect("the receiver ends");
     Latency::of(&mut latencies)
 }

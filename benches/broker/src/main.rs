@@ -9,6 +9,7 @@ mod client;
 mod load;
 mod peer_rumqttd;
 mod process;
+mod scale;
 mod table;
 
 use std::net::SocketAddr;
@@ -16,7 +17,21 @@ use std::path::Path;
 
 const USAGE: &str = "\
 Usage:
-  fieldgate-bench table FIELDGATE_BINARY [ROUNDS]   the whole table (mosquitto must be installed)
+  fieldgate-bench table FIELDGATE_BINARY [ROUNDS [SECONDS]]
+                                                    the broker's whole table (mosquitto must be installed): one round, and 4
+                                                    seconds for each load of each broker
+  fieldgate-bench rates|latencies|memory FIELDGATE_BINARY [ROUNDS [SECONDS]]
+                                                    a part of it
+  fieldgate-bench subscriptions FIELDGATE_BINARY [SECONDS]
+                                                    publishes beside 10, 1,000 and 100,000 subscriptions of others
+  fieldgate-bench retained FIELDGATE_BINARY [MESSAGES]
+                                                    a million retained messages
+  fieldgate-bench restart FIELDGATE_BINARY [MESSAGES]
+                                                    restarts with a million queued messages
+  fieldgate-bench durable FIELDGATE_BINARY [SECONDS]
+                                                    QoS 1 into an offline session
+  fieldgate-bench tls FIELDGATE_BINARY [CONNECTIONS]
+                                                    memory for each idle TLS connection
   fieldgate-bench bridge FIELDGATE_BINARY [MESSAGES [ROUNDS]]
                                                     store-and-forward beside mosquitto's bridge; 1000000 messages, 3 rounds
   fieldgate-bench outage FIELDGATE_BINARY mosquitto|commit|interval sink|mosquitto|fieldgate QOS MESSAGES
@@ -33,8 +48,21 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     raise_file_limit();
     match words[..] {
-        ["table", binary] => table::run(binary, 3),
-        ["table", binary, rounds] => table::run(binary, number(rounds)),
+        ["table" | "rates" | "latencies" | "memory", binary] => part(words[0], binary, 1, 4),
+        ["table" | "rates" | "latencies" | "memory", binary, rounds] => part(words[0], binary, number(rounds), 4),
+        ["table" | "rates" | "latencies" | "memory", binary, rounds, seconds] => {
+            part(words[0], binary, number(rounds), number(seconds));
+        }
+        ["subscriptions", binary] => scale::subscriptions(Path::new(binary), 5),
+        ["subscriptions", binary, seconds] => scale::subscriptions(Path::new(binary), number(seconds)),
+        ["retained", binary] => scale::retained(Path::new(binary), 1_000_000),
+        ["retained", binary, messages] => scale::retained(Path::new(binary), number(messages)),
+        ["restart", binary] => scale::restart(Path::new(binary), 1_000_000),
+        ["restart", binary, messages] => scale::restart(Path::new(binary), number(messages)),
+        ["durable", binary] => scale::durable(Path::new(binary), 5),
+        ["durable", binary, seconds] => scale::durable(Path::new(binary), number(seconds)),
+        ["tls", binary] => scale::tls(Path::new(binary), 3000),
+        ["tls", binary, connections] => scale::tls(Path::new(binary), number(connections)),
         ["bridge", binary] => bridge::run(Path::new(binary), 1_000_000, 3),
         ["bridge", binary, messages] => bridge::run(Path::new(binary), number(messages), 1),
         ["bridge", binary, messages, rounds] => bridge::run(Path::new(binary), number(messages), number(rounds)),
@@ -56,10 +84,22 @@ fn main() {
         }
         // What `table` runs itself as: rumqttd is a library.
         ["rumqttd", port] => peer_rumqttd::run(number(port)),
+        // What `tls` runs itself as.
+        ["bare-tls", port, certificate, key] => scale::serve_bare_tls(number(port), certificate, key),
         _ => {
             eprintln!("{USAGE}");
             std::process::exit(1);
         }
+    }
+}
+
+fn part(name: &str, binary: &str, rounds: usize, seconds: u64) {
+    let binary = Path::new(binary);
+    match name {
+        "rates" => table::rates(binary, rounds, seconds),
+        "latencies" => table::latencies(binary, rounds, 2 * seconds),
+        "memory" => table::memory(binary),
+        _ => table::run(binary, rounds, seconds),
     }
 }
 
