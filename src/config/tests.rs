@@ -519,6 +519,22 @@ error: `key` needs its `certificate`
 }
 
 #[test]
+fn the_longest_wait_between_attempts_is_not_below_the_shortest() {
+    let load = |backoff: &str| {
+        load_text(
+            format!(
+                "upstreams: [ {{ name: c, url: mqtts://h, out: [ {{ filter: '#' }} ], backoff: {{ {backoff} }} }} ]"
+            )
+            .as_bytes(),
+        )
+    };
+    let settings = load("base: 2m").unwrap().config.upstreams.remove(0);
+    assert_eq!((settings.backoff.base.as_secs(), settings.backoff.cap.as_secs()), (120, 120));
+    let text = load("base: 1m, cap: 1s").unwrap_err();
+    assert!(text.contains("`cap` is out of range"), "{text}");
+}
+
+#[test]
 fn aliases_may_repeat_values_but_not_without_end() {
     let shared = "x: &line { baud_rate: 2400 }\n";
     let text = load_text(shared.as_bytes()).unwrap_err();

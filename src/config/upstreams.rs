@@ -12,7 +12,7 @@ use crate::bridge::proxy::Proxy;
 use crate::bridge::rules::{Direction, Naming, Provenance, Retain, Rule, RuleSettings};
 use crate::bridge::schedule::{Cron, Schedule, Zone};
 use crate::bridge::url::Url;
-use crate::bridge::{AddressOrder, Connection, Settings, VersionChoice};
+use crate::bridge::{AddressOrder, Connection, Settings, VersionChoice, backoff};
 use crate::hub::{QueueLimits, WhenFull};
 use crate::message::QoS;
 use crate::secret::Secret;
@@ -141,6 +141,8 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         .value("max_hops", "How many bridges a message may cross, this one included; more means it goes in circles.")
         .range(1..=u8::MAX)
         .or(defaults.max_hops);
+    let meaning = "How long to wait between attempts to connect; drawn at random.";
+    let backoff = table.table("backoff", meaning, |table| backoff(table, defaults.backoff));
     let (name, name_place) = name?;
     let settings = Settings {
         name,
@@ -164,7 +166,7 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         state_topic,
         max_packet_size: u32::try_from(max_packet_size.0).unwrap_or(u32::MAX),
         max_hops,
-        backoff: defaults.backoff,
+        backoff,
     };
     if settings.urls.is_empty() {
         return None;
@@ -180,6 +182,17 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         table.report(Report::error(name_place, "this upstream cannot work").label(describe(&error)));
     }
     Some(settings)
+}
+
+fn backoff(table: &mut Table<'_>, defaults: backoff::Settings) -> backoff::Settings {
+    let day = Duration::from_secs(86_400);
+    let shortest = Duration::from_millis(10);
+    let base = table.value("base", "The shortest wait, and the first.").range(shortest..=day).or(defaults.base);
+    let cap = table.value("cap", "The longest wait; each is up to three times the last.").range(base..=day);
+    let cap = cap.or(defaults.cap.max(base));
+    let meaning = "A connection that lasted this long makes the next wait a first one again.";
+    let stable = table.value("stable", meaning).range(Duration::ZERO..=day).or(defaults.stable);
+    backoff::Settings { base, cap, stable }
 }
 
 /// Stands in where the URL is missing, so that the other keys are read all the same.
