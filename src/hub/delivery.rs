@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::queue::{Incoming, Orphan, Precedence, WhenFull};
-use super::session::Session;
+use super::session::{Session, Shortage};
 use super::{Hub, SubscribeOptions};
 use crate::message::{Message, QoS};
-use crate::store::{Op, Receipt, SessionId};
+use crate::store::{Op, Receipt, SessionId, Store};
 use crate::topic::SharedFilter;
 
 /// A subscription in the routes.
@@ -207,13 +207,18 @@ impl Targets {
     }
 
     /// Whether a receiver that refuses rather than loses has no room for the message.
-    pub fn would_reject(&self, message: &Message) -> bool {
+    pub fn would_reject(&self, message: &Message, store: Option<&Store>) -> bool {
         let members = self.groups.iter().flat_map(|group| &group.members);
         self.direct.iter().chain(members).any(|target| {
             let limits = target.session.limits();
             limits.when_full == WhenFull::Reject && target.qos != QoS::AtMostOnce && {
                 let state = target.session.state.lock();
-                state.queue.is_full(message.size(), &limits) || !target.session.durable && state.account.is_short()
+                let lacks = match target.session.shortage(&state, store) {
+                    Some(Shortage::Disk) => true,
+                    Some(Shortage::Memory) => !target.session.durable,
+                    None => false,
+                };
+                lacks || state.queue.is_full(message.size(), &limits)
             }
         })
     }

@@ -123,10 +123,15 @@ pub enum SubscribeError {
     Detached,
 }
 
+/// How long a publisher waits after each batch for a full disk: long enough that one whose messages are refused does not
+/// keep the machine busy.
+const FULL_DISK_PAUSE: Duration = Duration::from_millis(100);
+
 /// Receivers, or the disk, that cannot keep up with this publisher.
 #[derive(Debug)]
 pub struct Pressure {
     sessions: Vec<Arc<Session>>,
+    disk_full: bool,
     hub: Hub,
 }
 
@@ -141,6 +146,9 @@ impl Pressure {
         }
         if let Some(store) = self.hub.store() {
             store.when_ready().await;
+        }
+        if self.disk_full {
+            tokio::time::sleep(FULL_DISK_PAUSE).await;
         }
     }
 }
@@ -239,7 +247,7 @@ impl Link {
         if targets.rejecting && publish.qos != QoS::AtMostOnce {
             // What came before it in the batch takes room too.
             self.flush_runs();
-            if targets.would_reject(&message) {
+            if targets.would_reject(&message, self.hub.store()) {
                 return self.refuse(publish.qos, publish.packet_id, Refusal::QuotaExceeded);
             }
         }
@@ -389,9 +397,11 @@ impl Link {
     /// Routes what was published and acknowledged since the last flush. Returns whom to wait for before reading more.
     pub fn flush(&mut self) -> Option<Pressure> {
         self.flush_acknowledged();
+        // Whoever publishes nothing that the disk must keep has nothing to wait for.
+        let disk_full = self.hub.store().is_some_and(|store| store.is_full())
+            && self.runs.iter().flat_map(|run| &run.messages).any(|(_, receipt)| receipt.is_some());
         let sessions = self.flush_runs();
-        let disk_full = self.hub.store().is_some_and(|store| store.is_full());
-        (disk_full || !sessions.is_empty()).then(|| Pressure { sessions, hub: self.hub.clone() })
+        (disk_full || !sessions.is_empty()).then(|| Pressure { sessions, disk_full, hub: self.hub.clone() })
     }
 
     fn flush_acknowledged(&mut self) {

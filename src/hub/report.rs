@@ -35,6 +35,7 @@ pub struct Counters {
     pub dropped_queue_full: AtomicU64,
     /// As the memory for all queues is used up.
     pub dropped_memory_full: AtomicU64,
+    pub dropped_store_full: AtomicU64,
     pub dropped_expired: AtomicU64,
     pub dropped_retained_full: AtomicU64,
     pub denied_publish: AtomicU64,
@@ -94,6 +95,7 @@ impl Observe for Hub {
         for (reason, counter) in [
             ("queue_full", &counters.dropped_queue_full),
             ("memory_full", &counters.dropped_memory_full),
+            ("store_full", &counters.dropped_store_full),
             ("expired", &counters.dropped_expired),
             ("retained_full", &counters.dropped_retained_full),
         ] {

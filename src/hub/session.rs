@@ -127,6 +127,13 @@ pub(super) struct SessionCounters {
     pub dropped: AtomicU64,
 }
 
+/// What everybody shares and there is not enough of, beside a queue's own limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shortage {
+    Memory,
+    Disk,
+}
+
 #[derive(Debug)]
 pub(super) struct State {
     pub attached: Option<Arc<Attachment>>,
@@ -246,14 +253,14 @@ impl Session {
         let limits = self.limits();
         // Memory that only this queue holds is counted as such; see `memory`.
         let alone = !connected || self.slow.load(Ordering::Relaxed);
-        let short = state.account.is_short();
+        let shortage = self.shortage(&state, store);
         let (mut dropped, mut lane) = (0, 0);
         for (mut incoming, receipt) in incoming {
             if alone {
                 incoming.spread = 0;
             }
             lane = state.queue.lane_for(precedence, connected, &limits);
-            let squeezed = short.then(|| self.squeezed(limits, incoming.qos));
+            let squeezed = shortage.map(|shortage| self.squeezed(limits, shortage, incoming.qos));
             let limits = squeezed.as_ref().unwrap_or(&limits);
             let pushed = state.queue.push(lane, incoming, receipt.as_ref(), connected, &self.signal, limits, ops);
             dropped += u64::from(matches!(pushed, Pushed::DroppedNewest | Pushed::DroppedOldest));
@@ -266,7 +273,8 @@ impl Session {
         }
         let backlog = state.queue.backlog();
         // Asked only to end an episode of losses, which most queues never have.
-        let has_room = self.overflow.load(Ordering::Relaxed) > 0 && !state.account.is_tight() && {
+        let may_recover = shortage != Some(Shortage::Disk) && !state.account.is_tight();
+        let has_room = self.overflow.load(Ordering::Relaxed) > 0 && may_recover && {
             let half = QueueLimits { max_messages: limits.max_messages / 2, max_bytes: limits.max_bytes / 2, ..limits };
             !state.queue.is_full(0, &half)
         };
@@ -276,35 +284,55 @@ impl Session {
         }
         if dropped > 0 {
             self.counters.dropped.fetch_add(dropped, Ordering::Relaxed);
-            let counter = if short { &counters.dropped_memory_full } else { &counters.dropped_queue_full };
+            let counter = match shortage {
+                Some(Shortage::Disk) => &counters.dropped_store_full,
+                Some(Shortage::Memory) => &counters.dropped_memory_full,
+                None => &counters.dropped_queue_full,
+            };
             counter.fetch_add(dropped, Ordering::Relaxed);
         }
-        self.note_overflow(dropped, has_room, short, &limits);
+        self.note_overflow(dropped, has_room, shortage, &limits);
+        let short = shortage == Some(Shortage::Memory);
         let behind = short || backlog.0 >= BACKLOG_HIGH.0 || backlog.1 >= BACKLOG_HIGH.1;
         connected && behind && !self.slow.load(Ordering::Relaxed)
     }
 
-    /// The limits of a queue that may hold no more memory.
-    fn squeezed(&self, limits: QueueLimits, qos: QoS) -> QueueLimits {
-        if self.durable && qos != QoS::AtMostOnce {
-            QueueLimits { memory_messages: 0, ..limits }
-        } else {
-            QueueLimits { max_messages: 0, ..limits }
+    /// What is lacking to queue more here. A full disk binds queues that grow on it; one whose receiver keeps up goes on
+    /// in what the store holds back for it.
+    pub fn shortage(&self, state: &State, store: Option<&Store>) -> Option<Shortage> {
+        let grows = self.durable && (state.attached.is_none() || state.queue.has_tail());
+        if grows && store.is_some_and(Store::is_full) {
+            return Some(Shortage::Disk);
+        }
+        state.account.is_short().then_some(Shortage::Memory)
+    }
+
+    /// The limits of a queue in want of memory or disk.
+    fn squeezed(&self, limits: QueueLimits, shortage: Shortage, qos: QoS) -> QueueLimits {
+        match shortage {
+            Shortage::Disk if qos == QoS::AtMostOnce => limits,
+            Shortage::Memory if self.durable && qos != QoS::AtMostOnce => QueueLimits { memory_messages: 0, ..limits },
+            Shortage::Disk | Shortage::Memory => QueueLimits { max_messages: 0, ..limits },
         }
     }
 
     /// Logs the beginning and the end of an episode in which messages were lost for want of room.
-    fn note_overflow(&self, dropped: u64, has_room: bool, short: bool, limits: &QueueLimits) {
+    fn note_overflow(&self, dropped: u64, has_room: bool, shortage: Option<Shortage>, limits: &QueueLimits) {
         let (face, client_id) = (self.face.name(), &self.client_id);
         if dropped > 0 {
             if self.overflow.fetch_add(dropped, Ordering::Relaxed) == 0 {
                 let (max_messages, max_bytes) = (limits.max_messages, limits.max_bytes);
-                if short {
-                    let what =
-                        "the memory for all queues is used up (`limits.max_queue_memory`), messages are given up";
-                    error!(face, %client_id, "{what}");
-                } else {
-                    error!(face, %client_id, max_messages, max_bytes, "a queue is full, messages are given up");
+                match shortage {
+                    Some(Shortage::Disk) => {
+                        let what = "the database or its disk is full (`store.max_size`), messages are given up";
+                        error!(face, %client_id, "{what}");
+                    }
+                    Some(Shortage::Memory) => {
+                        let what =
+                            "the memory for all queues is used up (`limits.max_queue_memory`), messages are given up";
+                        error!(face, %client_id, "{what}");
+                    }
+                    None => error!(face, %client_id, max_messages, max_bytes, "a queue is full, messages are given up"),
                 }
             }
         } else if has_room {

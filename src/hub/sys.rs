@@ -16,7 +16,12 @@ pub(super) fn publish(hub: &Hub) {
     let clients = || sessions.iter().filter(|session| matches!(session.face, super::Face::Mqtt | super::Face::MqttSn));
     let connected = clients().filter(|session| session.connected).count();
     let total = clients().count();
-    let dropped = [&counters.dropped_queue_full, &counters.dropped_memory_full, &counters.dropped_expired];
+    let dropped = [
+        &counters.dropped_queue_full,
+        &counters.dropped_memory_full,
+        &counters.dropped_store_full,
+        &counters.dropped_expired,
+    ];
     let dropped = dropped.map(|counter| counter.load(Ordering::Relaxed)).iter().sum();
     let (retained, retained_bytes) = {
         let retained = hub.0.retained.read();

@@ -315,3 +315,48 @@ fn sessions_queues_and_retained_messages_come_back_after_a_restart() {
     subscribe(&mut b, "kept", QoS::AtMostOnce);
     assert_eq!(heard(&mut b), ["kept=r 0r"]);
 }
+
+#[test]
+fn a_full_database_binds_the_queues_that_grow_on_it_each_by_its_policy() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::start("test");
+    let small = store::Settings { max_bytes: 1 << 20, ..store::Settings::new(directory.path()) };
+    let store = store::Store::bind(small, clock.clone()).unwrap();
+    let hub = Hub::new(Settings::default(), clock, Some(store)).unwrap();
+    for when_full in [WhenFull::DropNewest, WhenFull::DropOldest, WhenFull::Reject] {
+        let name = format!("{when_full:?}");
+        let queue = Some(QueueLimits { when_full, ..QueueLimits::default() });
+        let mut away = hub.attach(Attach { queue, ..persistent(&name) }).unwrap();
+        subscribe(&mut away, &name, QoS::AtLeastOnce);
+        away.detach(false, None);
+    }
+    let mut publisher = client(&hub, "publisher");
+    say(&mut publisher, "DropOldest", "old", QoS::AtLeastOnce);
+    while !hub.store().unwrap().is_full() {
+        let filling = Publish { qos: QoS::AtLeastOnce, ..Publish::new("DropNewest", vec![7; 4000]) };
+        let Outcome::Pending(receipt) = publisher.publish(filling) else { panic!("it is journaled") };
+        publisher.flush();
+        while receipt.state() == store::ReceiptState::Pending {
+            std::thread::yield_now();
+        }
+    }
+    let dropped = || hub.counters().dropped_store_full.load(Ordering::Relaxed);
+    let kept = |name| hub.queued(Face::Mqtt, name).unwrap().0;
+    let before = kept("DropNewest");
+
+    say(&mut publisher, "DropNewest", "new", QoS::AtLeastOnce);
+    assert_eq!((dropped(), kept("DropNewest")), (1, before));
+    say(&mut publisher, "DropOldest", "new", QoS::AtLeastOnce);
+    assert_eq!((dropped(), kept("DropOldest")), (2, 1));
+    let refused = say(&mut publisher, "Reject", "new", QoS::AtLeastOnce);
+    assert!(matches!(refused, Outcome::Refused(Refusal::QuotaExceeded)), "{refused:?}");
+    assert_eq!((dropped(), kept("Reject")), (2, 0));
+
+    // Whoever keeps up needs no room for long.
+    let mut here = hub.attach(persistent("here")).unwrap();
+    subscribe(&mut here, "here", QoS::AtLeastOnce);
+    publisher.publish(Publish { qos: QoS::AtLeastOnce, ..Publish::new("here", "x") });
+    assert!(publisher.flush().is_some(), "a publisher waits for the disk");
+    assert_eq!((dropped(), heard(&mut here)), (2, vec!["here=x 1".to_owned()]));
+    assert!(publisher.flush().is_none(), "nothing was published, and nobody has to wait");
+}
