@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,6 +21,9 @@ use crate::hub::Refused;
 
 /// Connections that wait to be accepted: a storm of clients after a power cut should not see refusals.
 const BACKLOG: u32 = 4096;
+
+/// The system asks a silent peer after so long, then so often, and gives it up after so many questions.
+const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// The wait after a failed accept, doubled for each further one.
 const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -62,6 +66,12 @@ impl Socket {
                 let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
                 // A restarted gateway must not wait for the connections of the one before it.
                 socket.set_reuseaddr(true)?;
+                // Those that are accepted inherit it. A client without a keep alive that has lost its power would stay
+                // for ever.
+                socket.set_keepalive(true)?;
+                sockopt::set_tcp_keepidle(&socket, TCP_KEEPALIVE.0)?;
+                sockopt::set_tcp_keepintvl(&socket, TCP_KEEPALIVE.1)?;
+                sockopt::set_tcp_keepcnt(&socket, TCP_KEEPALIVE.2)?;
                 socket.bind(*address)?;
                 Ok(Self::Tcp(socket.listen(BACKLOG)?))
             }

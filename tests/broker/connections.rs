@@ -302,28 +302,3 @@ async fn clients_are_told_when_the_gateway_stops() {
     old.expect_close(None).await;
     broker.stop().await;
 }
-
-#[tokio::test]
-async fn noise_from_many_peers_leaves_the_broker_serving() {
-    let broker = Broker::start().await;
-    let mut peer = broker.connect_5("c").await;
-    // A generator of our own, so that a failure can be repeated (Numerical Recipes, "An Even Quicker Generator").
-    let mut state = 1_u32;
-    let mut random = move || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    for round in 0..300 {
-        let mut noise: Vec<u8> = (0..random()).map(|_| random()).collect();
-        // A third comes after a good CONNECT, a third looks like one.
-        match round % 3 {
-            0 => noise = [crate::harness::bytes(&connect("noise", 5, 2)), noise].concat(),
-            1 => noise = [crate::harness::bytes(r#"10 40 0004 "MQTT" 05"#), noise].concat(),
-            _ => {}
-        }
-        let mut stranger = broker.open().await;
-        let _ = tokio::io::AsyncWriteExt::write_all(&mut stranger.stream, &noise).await;
-    }
-    peer.expect_nothing().await;
-    broker.stop().await;
-}

@@ -9,11 +9,16 @@ use fieldgate::hub::{self, Hub};
 use fieldgate::listener::{Address, Listener, Settings};
 use fieldgate::observe::Observe;
 use fieldgate::store::{self, Store};
+use fieldgate::tls::ServerSettings;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Long enough for a busy machine; a test that works never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -173,6 +178,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
             }
         }
     }
+}
+
+/// Makes a certificate for `localhost` and puts it into `directory`.
+pub fn certificate_in(directory: &Path) -> ServerSettings {
+    let issued = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    std::fs::write(&certificate, issued.cert.pem()).unwrap();
+    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+    ServerSettings { certificate, key, client_ca: None, require_client_certificate: false }
+}
+
+/// TLS with a server that has the certificate of [`certificate_in`].
+pub async fn over_tls(tcp: TcpStream, directory: &Path) -> TlsStream<TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.join("cert.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
 }
 
 pub fn bytes(script: &str) -> Vec<u8> {

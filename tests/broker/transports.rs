@@ -1,18 +1,13 @@
 //! The same protocol over TLS, WebSocket and Unix sockets.
 
-use std::sync::Arc;
-
 use fieldgate::hub;
 use fieldgate::listener::{Address, Settings, Transport};
-use fieldgate::tls::ServerSettings;
 use futures_util::{Sink, Stream};
-use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::harness::{Broker, Peer, bytes, connect};
+use crate::harness::{Broker, Peer, bytes, certificate_in, connect, over_tls};
 
 #[tokio::test]
 async fn mqtt_over_a_unix_socket() {
@@ -33,24 +28,11 @@ async fn mqtt_over_a_unix_socket() {
 #[tokio::test]
 async fn mqtt_over_tls_with_a_stalled_handshake_beside_it() {
     let directory = tempfile::tempdir().unwrap();
-    let issued = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-    let (certificate, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
-    std::fs::write(&certificate, issued.cert.pem()).unwrap();
-    std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
-    let tls = ServerSettings { certificate, key, client_ca: None, require_client_certificate: false };
+    let tls = certificate_in(directory.path());
     let broker = Broker::start_with(|settings| settings.tls = Some(tls), hub::Settings::default(), None).await;
     let stalled = broker.open().await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from(issued.cert.der().to_vec())).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = TlsConnector::from(Arc::new(config));
     let tcp = TcpStream::connect(("127.0.0.1", broker.port())).await.unwrap();
-    let stream = connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
+    let stream = over_tls(tcp, directory.path()).await;
     let mut peer = Peer { stream };
     peer.send(&connect("c", 4, 2)).await;
     peer.expect("20 02 00 00").await;
