@@ -103,6 +103,7 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, UnixMillis(1_795_000_000_000)).unwrap();
     authority.ensure("client", Usage::Client, &["client"], UnixMillis(1_795_000_000_000)).unwrap();
     fs::write(config.join("cloud.password"), "secret\n").unwrap();
+    fs::write(config.join("azure.key"), "AAECAwQFBgcICQoLDA0ODw==\n").unwrap();
     fs::write(config.join("cloud.proxy"), "http://plant-7:secret@proxy.example.com:3128\n").unwrap();
     let hash =
         "$6$Vjtl5b0Kxp9BADwc$z8pp6TbiD34mYhP+tEBVUWKJXQVRjVfHhEH7GYyz1qnTe3n+Z+dnC5MpeVg2R7c7ZjICaRkLaYmBmInOTHqT7Q==";
@@ -118,6 +119,7 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     assert!(loaded.warnings.reports.is_empty(), "{}", loaded.warnings.render(Look::Plain));
     let config = loaded.config;
     assert_eq!((config.listeners.len(), config.buses.len(), config.serial.len()), (4, 3, 5));
+    assert_eq!(config.upstreams.len(), 2);
     assert_eq!((config.hub.access.users.len(), config.hub.access.rules.len()), (2, 5));
     let password = config.upstreams[0].password.as_ref().unwrap();
     assert_eq!(password.reveal(), "secret");

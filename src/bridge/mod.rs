@@ -8,7 +8,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `settings` `rules` `url` | what the operator says, checked; pure |
-//! | `backoff` `schedule` `words` `marks` | when to try again and when at all, what refusals mean, what is written on messages; pure |
+//! | `backoff` `schedule` | when to try again, and when at all; pure |
+//! | `sas` `words` `marks` | Azure's passwords, what refusals mean, what is written on messages; pure |
 //! | `uplink` | the task: connect, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` `inbound` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` | what people and scrapes see |
@@ -24,6 +25,7 @@ mod inbound;
 mod marks;
 pub mod proxy;
 pub mod rules;
+pub mod sas;
 pub mod schedule;
 mod settings;
 mod stream;
@@ -37,7 +39,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::clock::Clock;
 use crate::hub::access::Identity;
@@ -229,13 +231,15 @@ struct Stop {
     wish: watch::Receiver<Wish>,
     connection: Connection,
     clock: Clock,
+    /// When the connection is to be made anew, because what it was made with ends.
+    renew_at: Option<Instant>,
 }
 
 /// The longest that a window is waited for without another look at the clock, which may be set meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 impl Stop {
-    /// Waits until the upstream is to be cut or stopped, or its window closes.
+    /// Waits until the upstream is to be cut, stopped or connected anew, or its window closes.
     ///
     /// # Cancel safety
     /// Nothing is lost.
@@ -251,10 +255,14 @@ impl Stop {
                 }
                 _ => LOOK_AGAIN,
             };
+            let renewal = self.renew_at.map_or(left, |at| at.saturating_duration_since(Instant::now()));
+            if renewal.is_zero() {
+                return;
+            }
             tokio::select! {
                 () = becomes_true(&mut self.shutdown) => return,
                 changed = self.wish.changed() => if changed.is_err() { return },
-                () = sleep(left) => {}
+                () = sleep(left.min(renewal)) => {}
             }
         }
     }

@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::backoff;
 use super::proxy::Proxy;
 use super::rules::{Direction, RuleError, RuleSettings, Rules};
+use super::sas::Sas;
 use super::schedule::Schedule;
 use super::url::Url;
 use crate::hub::QueueLimits;
@@ -30,6 +31,8 @@ pub struct Settings {
     pub client_id: Option<String>,
     pub username: Option<String>,
     pub password: Option<Secret>,
+    /// In place of `password`: Azure's tokens. `username` is IoT Hub's then, if it is `None`.
+    pub sas: Option<Sas>,
     /// For `mqtts://` addresses.
     pub tls: tls::ClientSettings,
     /// How long the connection may be silent before it is probed; 1 s to 65,535 s.
@@ -118,6 +121,7 @@ impl Settings {
             client_id: None,
             username: None,
             password: None,
+            sas: None,
             tls: tls::ClientSettings::default(),
             keep_alive: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(15),
@@ -150,6 +154,14 @@ impl Settings {
         }
         if self.password.is_some() && self.username.is_none() && self.version != VersionChoice::V5 {
             return Err(SettingsError::PasswordAlone);
+        }
+        if let Some(sas) = &self.sas {
+            if self.password.is_some() {
+                return Err(SettingsError::TwoPasswords);
+            }
+            if !sas.has_key() {
+                return Err(SettingsError::SasKey);
+            }
         }
         if self.keep_alive < Duration::from_secs(1) || self.keep_alive > Duration::from_secs(65_535) {
             return Err(SettingsError::KeepAlive);
@@ -208,6 +220,12 @@ pub enum SettingsError {
     NoUrl,
     #[error("MQTT 3.1.1 has no password without a user name; set `username` as well")]
     PasswordAlone,
+    #[error("a SAS token is the password; take `password` out, or `sas`")]
+    TwoPasswords,
+    #[error(
+        "the key of `sas` is not base64; copy the device's primary or secondary key whole, with the `=` at its end"
+    )]
+    SasKey,
     #[error("keep alive must be between 1 s and 65535 s")]
     KeepAlive,
     #[error("with no hop allowed nothing could cross; `max_hops` is at least 1")]

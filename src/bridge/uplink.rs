@@ -12,11 +12,12 @@ use super::backoff::Backoff;
 use super::condition::{Phase, Wish};
 use super::dial::Way;
 use super::handshake::{Unwelcome, greet};
+use super::sas;
 use super::schedule::Window;
 use super::settings::{AddressOrder, Connection, VersionChoice};
 use super::stream::{End, Stream};
 use super::url::Url;
-use super::words::{self, Who};
+use super::words::{self, Proof, Who};
 use super::{LOOK_AGAIN, Stop, Upstream, becomes_true};
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
@@ -46,6 +47,7 @@ pub(super) async fn run(upstream: Upstream, shutdown: watch::Receiver<bool>) {
         wish: upstream.shared.wish.subscribe(),
         connection: upstream.settings.connection.clone(),
         clock: upstream.shared.hub.clock().clone(),
+        renew_at: None,
     };
     let mut uplink = Uplink::new(&upstream, stop);
     let mut reporter = Reporter::new(&upstream);
@@ -62,6 +64,8 @@ struct Uplink<'a> {
     stop: Stop,
     backoff: Backoff,
     tls: Option<ClientTls>,
+    /// When the connection is to be made anew with a new token.
+    renew_at: Option<Instant>,
     /// Index of the address after the one used last, where they take turns.
     next_address: usize,
     /// What is spoken on the next attempt.
@@ -109,6 +113,7 @@ impl<'a> Uplink<'a> {
             stop,
             backoff: Backoff::new(upstream.settings.backoff),
             tls: None,
+            renew_at: None,
             next_address: 0,
             version: match upstream.settings.version {
                 VersionChoice::Newest | VersionChoice::V5 => Version::V5,
@@ -211,7 +216,6 @@ impl<'a> Uplink<'a> {
                     }
                     Attempt::Lost { reason, lasted } => {
                         self.backoff.ended_after(lasted);
-                        self.down_since = Instant::now();
                         self.told.clear();
                         self.failed(url, &reason);
                         return Some(reason);
@@ -273,8 +277,10 @@ impl<'a> Uplink<'a> {
             Err(attempt) => attempt,
             Ok((stream, transport, subscribe)) => {
                 let since = Instant::now();
+                stop.renew_at = self.renew_at;
                 let (end, subscribed) = stream.run(transport, subscribe, &mut stop).await;
                 self.subscribed = subscribed;
+                self.down_since = Instant::now();
                 match end {
                     End::Asked => Attempt::Asked,
                     End::Idle => {
@@ -296,7 +302,8 @@ impl<'a> Uplink<'a> {
     async fn connect(&mut self, url: &Url) -> Result<(Stream<'a>, Box<dyn super::dial::Transport>, bool), Attempt> {
         let upstream = self.upstream;
         let (settings, shared) = (&upstream.settings, &upstream.shared);
-        let who = Who { client_id: &upstream.rules.client_id, username: settings.username.as_deref() };
+        let proof = if settings.sas.is_some() { Proof::Token } else { Proof::Given };
+        let who = Who { client_id: &upstream.rules.client_id, username: settings.username.as_deref(), proof };
         let deadline = Instant::now() + settings.connect_timeout;
         if url.scheme.is_tls() {
             self.load_tls().map_err(Attempt::Failed)?;
@@ -310,7 +317,20 @@ impl<'a> Uplink<'a> {
         };
         let (mut transport, address) = way.dial().await.map_err(|error| Attempt::Failed(error.0))?;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-        let greeted = match greet(&mut transport, self.options(), left).await {
+        let mut options = self.options();
+        self.renew_at = None;
+        if let Some(sas) = &settings.sas {
+            let clock = shared.hub.clock();
+            if !clock.is_set() {
+                let reason = "a SAS token says until when it is good, and the clock has not been set since power-up";
+                return Err(Attempt::Failed(reason.into()));
+            }
+            let id = upstream.rules.client_id.as_str();
+            options.user_name.get_or_insert_with(|| sas::user_name(url, id));
+            options.password = Some(sas.token(url, id, clock.now()).into_bytes());
+            self.renew_at = Some(Instant::now() + sas.renewed_after());
+        }
+        let greeted = match greet(&mut transport, options, left).await {
             Ok(greeted) => greeted,
             Err(unwelcome) => return Err(self.unwelcome(url, unwelcome, who)),
         };

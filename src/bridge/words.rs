@@ -11,12 +11,25 @@ pub(super) const LOOPED: &str = "a message has crossed as many bridges as `max_h
 pub(super) struct Who<'a> {
     pub client_id: &'a str,
     pub username: Option<&'a str>,
+    pub proof: Proof,
+}
+
+/// By what we prove it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// A password, a certificate or nothing.
+    Given,
+    /// A token made from a key.
+    Token,
 }
 
 /// The upstream refused the CONNECT (MQTT 5.0 §3.2.2.2).
 pub(super) fn refused(reason: ReasonCode, detail: Option<&str>, who: Who<'_>) -> String {
     let id = who.client_id;
     let advice = match reason {
+        ReasonCode::BadUserNameOrPassword | ReasonCode::NotAuthorized if who.proof == Proof::Token => format!(
+            "check the key in `sas`, that it belongs to the device `{id}` (the client id), and this machine's clock"
+        ),
         ReasonCode::BadUserNameOrPassword => match who.username {
             Some(name) => format!("check the password of the user `{name}`"),
             None => "set `username` and `password`".into(),
@@ -122,7 +135,7 @@ fn shortened(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const WHO: Who<'_> = Who { client_id: "plant-7-cloud", username: Some("plant-7") };
+    const WHO: Who<'_> = Who { client_id: "plant-7-cloud", username: Some("plant-7"), proof: Proof::Given };
 
     #[test]
     fn a_refusal_says_what_to_change() {
@@ -134,6 +147,8 @@ mod tests {
         check(ReasonCode::BadUserNameOrPassword, None, WHO, "(0x86); check the password of the user `plant-7`");
         check(ReasonCode::BadUserNameOrPassword, None, nobody, "set `username` and `password`");
         check(ReasonCode::NotAuthorized, Some("no\nway"), WHO, "not authorized (0x87), \"no way\"; check the password");
+        let token = Who { proof: Proof::Token, ..nobody };
+        check(ReasonCode::NotAuthorized, None, token, "check the key in `sas`, that it belongs to the device");
         check(ReasonCode::ClientIdentifierNotValid, None, WHO, "does not accept the client id `plant-7-cloud`");
         check(ReasonCode::ServerMoved, Some("b.example"), WHO, "\"b.example\"; set `url`");
     }

@@ -10,6 +10,7 @@ use super::table::Table;
 use super::tls;
 use crate::bridge::proxy::Proxy;
 use crate::bridge::rules::{Direction, Naming, Provenance, Retain, Rule, RuleSettings};
+use crate::bridge::sas::{self, Sas};
 use crate::bridge::schedule::{Cron, Schedule, Zone};
 use crate::bridge::url::Url;
 use crate::bridge::{AddressOrder, Connection, Settings, VersionChoice, backoff};
@@ -96,6 +97,8 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
     let client_id = table.value::<String>("client_id", "The client id to use; `GATEWAY-NAME` if absent.").optional();
     let username = table.value::<String>("username", "The user name to log in with.").optional();
     let password = table.value::<Secret>("password", "The password to log in with.").optional();
+    let sas = table.optional("sas", "Azure's tokens in place of a password, made from a key and renewed.", sas);
+    table.at_most_one(&["password", "sas"]);
     let tls = table.table("tls", "For `mqtts://`: whom to trust and how to prove who we are.", tls::client);
     let keep_alive = table
         .value("keep_alive", "How long the connection may be silent before it is probed.")
@@ -153,6 +156,7 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         client_id,
         username,
         password,
+        sas,
         tls,
         keep_alive,
         connect_timeout,
@@ -198,6 +202,21 @@ fn backoff(table: &mut Table<'_>, defaults: backoff::Settings) -> backoff::Setti
 /// Stands in where the URL is missing, so that the other keys are read all the same.
 fn placeholder() -> Url {
     Url { scheme: crate::bridge::url::Scheme::Tls, host: String::new(), port: 0, path: String::new() }
+}
+
+fn sas(table: &mut Table<'_>) -> Option<Sas> {
+    let key = table.value::<Secret>("key", "The device's primary or secondary key, as Azure shows it.").required();
+    let meaning =
+        "How long a token is good for; the connection is made anew with the next one after four fifths of it.";
+    let ttl = table
+        .value("ttl", meaning)
+        .range(Duration::from_secs(300)..=Duration::from_secs(365 * 86_400))
+        .or(Duration::from_secs(86_400));
+    let meaning = "What tokens open; `{host}` is the host of `url`, `{client_id}` the client id.";
+    let resource = table.value::<String>("resource", meaning).or(sas::DEVICE.to_owned());
+    let meaning = "The shared access policy whose key it is; absent for a device's own.";
+    let policy = table.value::<String>("policy", meaning).optional();
+    Some(Sas { key: key?, ttl, resource, policy })
 }
 
 /// When to be connected; `None` has been reported.

@@ -1,5 +1,6 @@
 //! An upstream against a scripted peer, and against our own broker over a line that breaks.
 
+mod azure;
 mod cloud;
 mod loops;
 mod modes;
@@ -416,6 +417,7 @@ async fn an_older_broker_is_spoken_to_in_its_version() {
             clean_start: false,
             client_id: "plant-7-cloud".into(),
             user: Some("me".into()),
+            password: None,
             will: None,
         };
         assert_eq!(connection.next().await, expected);

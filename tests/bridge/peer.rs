@@ -43,6 +43,7 @@ pub enum Got {
         clean_start: bool,
         client_id: String,
         user: Option<String>,
+        password: Option<String>,
         will: Option<Will>,
     },
     Publish(Publish),
@@ -233,6 +234,7 @@ impl Got {
                 clean_start: connect.clean_start,
                 client_id: connect.client_id.into(),
                 user: connect.user_name.map(Into::into),
+                password: connect.password.map(text),
                 will: connect.will.map(|will| Will {
                     topic: will.topic.into(),
                     payload: text(will.payload),
