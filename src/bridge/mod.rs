@@ -118,6 +118,7 @@ impl Upstream {
             will: None,
             receive_maximum: receive_maximum.min(self.settings.max_inflight),
             peer,
+            version: None,
             queue: self.settings.queue,
         })
     }

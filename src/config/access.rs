@@ -10,7 +10,9 @@ use super::scalar::{Origin, Scalar, Size, words};
 use super::source::Located;
 use super::table::{Table, did_you_mean, read_text};
 use crate::hub::access::mosquitto::{FileError, parse_passwords, parse_rules};
-use crate::hub::access::{self, Anonymous, Pattern, Rule, Subject, User, is_password_hash};
+use crate::hub::access::{
+    self, Anonymous, DeniedPublish, DeniedSubscribe, Pattern, Rule, Subject, User, is_password_hash,
+};
 use crate::hub::{Limits, QueueLimits, WhenFull};
 use crate::secret::Secret;
 use crate::throttle::AddressLimits;
@@ -19,6 +21,11 @@ words!(WhenFull, "what to do when full", "drop_oldest" => WhenFull::DropOldest, 
     "reject" => WhenFull::Reject);
 words!(Anonymous, "who may stay anonymous", "never" => Anonymous::Never, "loopback" => Anonymous::Loopback,
     "always" => Anonymous::Always);
+
+words!(DeniedPublish, "what a denied PUBLISH leads to", "refuse" => DeniedPublish::Refuse,
+    "acknowledge" => DeniedPublish::Acknowledge, "disconnect" => DeniedPublish::Disconnect);
+words!(DeniedSubscribe, "what a denied SUBSCRIBE leads to", "refuse" => DeniedSubscribe::Refuse,
+    "grant" => DeniedSubscribe::Grant);
 
 #[derive(Clone, Copy)]
 enum Group {
@@ -70,6 +77,10 @@ pub(super) fn limits(table: &mut Table<'_>) -> Limits {
             .value("max_topic_levels", "Levels of a topic name or filter.")
             .range(1..=32_768)
             .or(defaults.max_topic_levels),
+        max_topic_length: table
+            .value("max_topic_length", "Bytes of a topic name or filter.")
+            .range(16..=65_535)
+            .or(defaults.max_topic_length),
         max_retained_messages: table
             .value("max_retained_messages", "Retained messages of all topics together.")
             .range(0..=100_000_000)
@@ -178,7 +189,17 @@ pub(super) fn access(table: &mut Table<'_>) -> access::Settings {
     let meaning = "Mosquitto's ACL file: more rules.";
     rules.extend(mosquitto_file(table, "acl_file", meaning, parse_rules));
     users.extend(more);
-    access::Settings { users, rules, anonymous }
+    let denied_publish = table
+        .value(
+            "denied_publish",
+            "What a client is told that may not publish on a topic: `refuse` is 0x87 for MQTT 5 clients and an \
+             acknowledgement for older ones, which know no refusal.",
+        )
+        .or(DeniedPublish::Refuse);
+    let meaning =
+        "What a client is told that may not subscribe: `refuse` is 0x87 or 0x80; `grant` is Mosquitto's habit.";
+    let denied_subscribe = table.value("denied_subscribe", meaning).or(DeniedSubscribe::Refuse);
+    access::Settings { users, rules, anonymous, denied_publish, denied_subscribe }
 }
 
 /// Reads one of Mosquitto's files, with errors that name its line.

@@ -10,8 +10,9 @@ use super::scalar::{HostPort, Name, Size, words};
 use super::table::Table;
 use super::tls;
 use crate::hub::access::{self, Anonymous};
-use crate::listener::{Address, Redirect, Redirected, Settings, Transport};
+use crate::listener::{Address, CertificateUser, Redirect, Redirected, Settings, Transport};
 use crate::proto::mqtt::server;
+use crate::tls::ServerSettings;
 
 words!(Transport, "a protocol", "mqtt" => Transport::Mqtt, "websockets" => Transport::WebSocket);
 
@@ -60,6 +61,49 @@ pub(super) fn limits(table: &mut Table<'_>) -> ConnectionLimits {
     }
 }
 
+/// What one listener says about its connections, where it differs from `limits`.
+fn own_limits(table: &mut Table<'_>, all: &server::Settings) -> server::Settings {
+    let max_packet_size = table
+        .value("max_packet_size", "The largest packet accepted here, where it differs from `limits`.")
+        .range(Size(1024)..=Size::mib(256))
+        .or_else("that of `limits`", || Size(u64::from(all.max_packet_size)));
+    let max_keep_alive = table
+        .value::<Duration>("max_keepalive", "The longest keep alive here, where it differs from `limits`.")
+        .range(Duration::from_secs(1)..=Duration::from_secs(65_535))
+        .optional();
+    server::Settings {
+        max_packet_size: u32::try_from(max_packet_size.0).unwrap_or(u32::MAX),
+        max_keep_alive: max_keep_alive.map_or(all.max_keep_alive, |interval| u16::try_from(interval.as_secs()).ok()),
+        ..all.clone()
+    }
+}
+
+/// What of a certificate is the user name, if anything.
+fn certificate_user(table: &mut Table<'_>, tls: Option<&ServerSettings>) -> Option<CertificateUser> {
+    let keys = ["use_identity_as_username", "use_subject_as_username"];
+    let places = keys.map(|key| table.place_of(key));
+    let meaning = "The user name is the common name of the client's certificate; needs `tls` with `client_ca`.";
+    let common_name = table.value(keys[0], meaning).or(false);
+    let meaning = "The user name is the whole subject of the client's certificate, as in `CN=pump-1,O=Works`.";
+    let subject = table.value(keys[1], meaning).or(false);
+    let shown = tls.is_some_and(|tls| tls.client_ca.is_some() && tls.require_client_certificate);
+    for (key, place, wanted) in [(keys[0], places[0], common_name), (keys[1], places[1], subject)] {
+        if let (Some(place), true, false) = (place, wanted, shown) {
+            let report = Report::error(place, format!("`{key}` needs clients that show a certificate"));
+            table.report(report.help("add `client_ca:` to the listener's `tls`, and leave `require_certificate` on"));
+        }
+    }
+    if let (true, true, Some(place)) = (common_name, subject, places[1]) {
+        let report = Report::error(place, "a user has one name: either the common name or the whole subject");
+        table.report(report.help("remove `use_identity_as_username` or `use_subject_as_username`"));
+    }
+    match (common_name, subject) {
+        (true, _) => Some(CertificateUser::CommonName),
+        (_, true) => Some(CertificateUser::Subject),
+        _ => None,
+    }
+}
+
 pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access: &access::Settings) -> Vec<Settings> {
     let mut names = Vec::new();
     let given = table.place_of("listeners").is_some();
@@ -79,14 +123,9 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
         let unix = table.value::<PathBuf>("unix", "The path of a Unix socket, instead of an address.").optional();
         let transport = table.value("protocol", "`websockets` is for browsers.").or(Transport::Mqtt);
         let tls = table.optional("tls", "Encrypt, with this certificate.", tls::server);
-        let meaning = "The user name is the common name of the client's certificate; needs `tls` with `client_ca`.";
-        let identity_place = table.place_of("use_identity_as_username");
-        let certificate_users = table.value("use_identity_as_username", meaning).or(false);
-        let shown = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some() && tls.require_client_certificate);
-        if let (Some(place), true, false) = (identity_place, certificate_users, shown) {
-            let report = Report::error(place, "`use_identity_as_username` needs clients that show a certificate");
-            table.report(report.help("add `client_ca:` to the listener's `tls`, and leave `require_certificate` on"));
-        }
+        let certificate_user = certificate_user(table, tls.as_ref());
+        let meaning = "From where clients may stay anonymous here, where it differs from that for all.";
+        let anonymous = table.value("allow_anonymous", meaning).optional();
         let max_connections = table
             .value("max_connections", "Connections at a time, where it differs from `limits`.")
             .range(1..=1_000_000)
@@ -94,7 +133,8 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
         let redirect = redirect(table);
         if let Some(tcp) = &tcp {
             table.cx.claim(Claim { resource: Resource::TcpListen(tcp.value), place: tcp.span, owner });
-            let closed = access.users.is_empty() && access.anonymous != Anonymous::Always;
+            let shut = anonymous.unwrap_or(access.anonymous) != Anonymous::Always && certificate_user.is_none();
+            let closed = access.users.is_empty() && shut;
             if closed && !tcp.value.ip().is_loopback() {
                 let message = "there are no users, so clients on other machines will be refused";
                 let help = "add `users:` (see `fieldgate passwd`), or `allow_anonymous: always` in a network you trust";
@@ -107,9 +147,10 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
             address: address?,
             transport,
             tls,
-            certificate_users,
+            certificate_user,
+            anonymous,
             max_connections,
-            limits: limits.limits.clone(),
+            limits: own_limits(table, &limits.limits),
             redirect,
         })
     });

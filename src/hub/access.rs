@@ -22,6 +22,30 @@ pub struct Settings {
     pub users: Vec<User>,
     pub rules: Vec<Rule>,
     pub anonymous: Anonymous,
+    pub denied_publish: DeniedPublish,
+    pub denied_subscribe: DeniedSubscribe,
+}
+
+/// What a client is told whose PUBLISH the rules do not allow; the message goes nowhere in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeniedPublish {
+    /// 5.0 clients see reason code 0x87. The older versions have no word for it, and get their acknowledgement.
+    #[default]
+    Refuse,
+    /// Nothing: the message is acknowledged like any other.
+    Acknowledge,
+    /// The connection is closed, with reason code 0x87 for 5.0 clients (MQTT 3.1.1 §3.3.5 allows it).
+    Disconnect,
+}
+
+/// What a client is told whose SUBSCRIBE the rules give nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeniedSubscribe {
+    /// Reason code 0x87, 0x80 in the older versions.
+    #[default]
+    Refuse,
+    /// Nothing, as with Mosquitto: the subscription is granted and brings nothing.
+    Grant,
 }
 
 #[derive(Clone, PartialEq)]
@@ -46,6 +70,22 @@ pub enum Anonymous {
     #[default]
     Loopback,
     Always,
+}
+
+impl Anonymous {
+    /// A client without a user name.
+    ///
+    /// # Errors
+    /// [`AuthError::AnonymousRefused`] from where that is not allowed.
+    pub fn admit(self, from_loopback: bool) -> Result<Identity, AuthError> {
+        let allowed = match self {
+            Self::Never => false,
+            Self::Loopback => from_loopback,
+            Self::Always => true,
+        };
+        let identity = Identity { user: None, trusted: false, certified: false };
+        if allowed { Ok(identity) } else { Err(AuthError::AnonymousRefused) }
+    }
 }
 
 /// What a rule's subjects may do. Several rules add up, and what one denies is denied.
@@ -176,18 +216,7 @@ impl Access {
         password: Option<&[u8]>,
         from_loopback: bool,
     ) -> Result<Identity, AuthError> {
-        let Some(name) = user else {
-            let allowed = match self.settings.anonymous {
-                Anonymous::Never => false,
-                Anonymous::Loopback => from_loopback,
-                Anonymous::Always => true,
-            };
-            return if allowed {
-                Ok(Identity { user: None, trusted: false, certified: false })
-            } else {
-                Err(AuthError::AnonymousRefused)
-            };
-        };
+        let Some(name) = user else { return self.settings.anonymous.admit(from_loopback) };
         let known = self.users.get_key_value(name);
         let decoy = self.decoy.as_deref().unwrap_or(UNKNOWN_USER_HASH);
         let hash = known.map_or(decoy, |(_, hash)| hash);
@@ -366,8 +395,11 @@ mod tests {
 
     #[test]
     fn passwords_are_checked_and_unknown_users_are_not_told_apart() {
-        let access =
-            Access::new(Settings { users: vec![user("ann", b"secret")], anonymous: Anonymous::Never, rules: vec![] });
+        let access = Access::new(Settings {
+            users: vec![user("ann", b"secret")],
+            anonymous: Anonymous::Never,
+            ..Settings::default()
+        });
         let check = |user, password: Option<&[u8]>| access.authenticate(user, password, true);
         assert_eq!(check(Some("ann"), Some(b"secret")).unwrap().user.as_deref(), Some("ann"));
         assert_eq!(check(Some("ann"), Some(b"wrong")), Err(AuthError::BadCredentials));

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::MutexGuard;
 use thiserror::Error;
 
+use super::access::DeniedSubscribe;
 use super::delivery::{Subscriber, Targets};
 use super::queue::Incoming;
 use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
@@ -84,7 +85,7 @@ pub enum Outcome {
 /// Why a publish is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    #[error("the topic is not a valid topic name, or has more levels than `limits.max_topic_levels`")]
+    #[error("the topic is not a valid topic name, or goes over `limits.max_topic_levels` or `limits.max_topic_length`")]
     TopicInvalid,
     #[error("the access rules do not allow this client to publish on this topic")]
     NotAuthorized,
@@ -117,8 +118,8 @@ pub enum SubscribeError {
     NotAuthorized,
     #[error("the client has as many subscriptions as `limits.max_subscriptions` allows")]
     QuotaExceeded,
-    #[error("the filter has more levels than `limits.max_topic_levels` allows")]
-    TooManyLevels,
+    #[error("the filter goes over `limits.max_topic_levels` or `limits.max_topic_length`")]
+    FilterTooLong,
     #[error("the connection is not attached any more")]
     Detached,
 }
@@ -334,8 +335,7 @@ impl Link {
             let name = match self.routes.get(topic) {
                 Some(route) => route.topic.clone(),
                 None => {
-                    let levels = topic.split('/').count();
-                    let name = TopicName::new(topic).ok().filter(|_| levels <= self.hub.0.limits.max_topic_levels);
+                    let name = TopicName::new(topic).ok().filter(|_| self.hub.topic_fits(topic));
                     name.ok_or(Refusal::TopicInvalid)?
                 }
             };
@@ -513,18 +513,22 @@ impl Link {
     ) -> Result<Subscribed, SubscribeError> {
         self.flush_runs();
         let limits = &self.hub.0.limits;
-        if filter.filter.as_str().split('/').count() > limits.max_topic_levels {
-            return Err(SubscribeError::TooManyLevels);
+        if !self.hub.topic_fits(filter.filter.as_str()) {
+            return Err(SubscribeError::FilterTooLong);
         }
         if !self.session.rights.read().may_subscribe(&filter.filter) {
             self.hub.0.counters.denied_subscribe.fetch_add(1, Ordering::Relaxed);
-            return Err(SubscribeError::NotAuthorized);
+            // Granted, it gives nothing: each message is looked at by itself.
+            if self.hub.access().settings().denied_subscribe == DeniedSubscribe::Refuse {
+                return Err(SubscribeError::NotAuthorized);
+            }
         }
         let text: Arc<str> = filter.to_text().into();
         let mut ops = Vec::new();
         let mut state = self.state().ok_or(SubscribeError::Detached)?;
         let is_new = !state.subscriptions.contains_key(&text);
         if is_new && state.subscriptions.len() >= limits.max_subscriptions {
+            self.hub.0.counters.over_subscriptions.fetch_add(1, Ordering::Relaxed);
             return Err(SubscribeError::QuotaExceeded);
         }
         state.subscriptions.insert(text.clone(), filter.clone());

@@ -231,7 +231,7 @@ impl Hub {
     ///
     /// # Errors
     /// [`AttachError::TooManySessions`] when a new session would go over `max_sessions`.
-    pub fn attach(&self, request: Attach) -> Result<Link, AttachError> {
+    pub fn attach(&self, mut request: Attach) -> Result<Link, AttachError> {
         let now = self.now();
         let key = (request.face, request.client_id.clone());
         let mut wills = Vec::new();
@@ -270,7 +270,10 @@ impl Hub {
         let present = resumed.is_some();
         let session = match resumed {
             Some(session) => session,
-            None if sessions.len() >= self.0.limits.max_sessions => return Err(AttachError::TooManySessions),
+            None if sessions.len() >= self.0.limits.max_sessions => {
+                self.0.counters.over_sessions.fetch_add(1, Ordering::Relaxed);
+                return Err(AttachError::TooManySessions);
+            }
             None => {
                 let session = self.new_session(&request);
                 sessions.insert(key, session.clone());
@@ -279,13 +282,14 @@ impl Hub {
         };
         let number = self.0.next_attachment.fetch_add(1, Ordering::Relaxed);
         let window = request.receive_maximum.min(self.0.limits.window(request.face)).max(1);
-        let attachment = Arc::new(Attachment::new(number, now, request.peer, window));
+        let (expiry, will) = (self.allowed_expiry(request.face, request.expiry), request.will.take());
+        let attachment = Arc::new(Attachment::new(number, now, request, window));
         {
             let mut state = session.state.lock();
             state.attached = Some(attachment.clone());
             state.detached_at = None;
-            state.expiry = self.allowed_expiry(request.face, request.expiry);
-            state.will = request.will;
+            state.expiry = expiry;
+            state.will = will;
             state.queue.rewind();
             if session.durable {
                 submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
@@ -523,6 +527,20 @@ impl Hub {
             Change::Removed | Change::Nothing => Op::DropRetained(message.topic.clone(), receipt.cloned()),
         });
         true
+    }
+
+    /// Whether a topic name or filter is within the limits; counts one that is not.
+    fn topic_fits(&self, topic: &str) -> bool {
+        let (limits, counters) = (&self.0.limits, &self.0.counters);
+        let over = if topic.len() > limits.max_topic_length {
+            &counters.over_topic_length
+        } else if topic.split('/').count() > limits.max_topic_levels {
+            &counters.over_topic_levels
+        } else {
+            return true;
+        };
+        over.fetch_add(1, Ordering::Relaxed);
+        false
     }
 
     /// The retained messages that match a filter, for a new subscription.

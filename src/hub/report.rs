@@ -15,6 +15,8 @@ pub struct SessionSummary {
     pub client_id: Arc<str>,
     pub user: Option<Arc<str>>,
     pub peer: Option<String>,
+    /// The version of the protocol that it speaks, as `5.0`.
+    pub version: Option<&'static str>,
     pub connected: bool,
     /// Since when it is connected, or not.
     pub since: Option<UnixMillis>,
@@ -22,6 +24,8 @@ pub struct SessionSummary {
     pub subscriptions: Vec<Arc<str>>,
     pub queued_messages: u64,
     pub queued_bytes: u64,
+    /// Sent and not yet acknowledged.
+    pub inflight: u64,
     pub sent: u64,
     pub received: u64,
     pub dropped: u64,
@@ -38,6 +42,10 @@ pub struct Counters {
     pub dropped_store_full: AtomicU64,
     pub dropped_expired: AtomicU64,
     pub dropped_retained_full: AtomicU64,
+    pub over_sessions: AtomicU64,
+    pub over_subscriptions: AtomicU64,
+    pub over_topic_levels: AtomicU64,
+    pub over_topic_length: AtomicU64,
     pub denied_publish: AtomicU64,
     pub denied_subscribe: AtomicU64,
 }
@@ -67,12 +75,14 @@ fn summary(session: &Session) -> SessionSummary {
         client_id: session.client_id.clone(),
         user: session.identity.user.clone(),
         peer: state.attached.as_ref().and_then(|attached| attached.peer.clone()),
+        version: state.attached.as_ref().and_then(|attached| attached.version),
         connected: state.attached.is_some(),
         since: state.attached.as_ref().map(|attached| attached.since).or(state.detached_at),
         durable: session.durable,
         subscriptions: state.subscriptions.keys().cloned().collect(),
         queued_messages: state.queue.len(),
         queued_bytes: state.queue.bytes(),
+        inflight: state.queue.outstanding() as u64,
         sent: count(&session.counters.sent),
         received: count(&session.counters.received),
         dropped: count(&session.counters.dropped),
@@ -101,6 +111,15 @@ impl Observe for Hub {
         ] {
             metrics.counter("fieldgate_hub_messages_dropped_total", dropped, &[("reason", reason)], count(counter));
         }
+        let over = "Requests refused because of a limit, by limit.";
+        for (limit, counter) in [
+            ("max_sessions", &counters.over_sessions),
+            ("max_subscriptions", &counters.over_subscriptions),
+            ("max_topic_levels", &counters.over_topic_levels),
+            ("max_topic_length", &counters.over_topic_length),
+        ] {
+            metrics.counter("fieldgate_hub_over_limit_total", over, &[("limit", limit)], count(counter));
+        }
         let denied = "Requests that the access rules denied.";
         for (request, counter) in [("publish", &counters.denied_publish), ("subscribe", &counters.denied_subscribe)] {
             metrics.counter("fieldgate_hub_denied_total", denied, &[("request", request)], count(counter));
@@ -115,6 +134,9 @@ impl Observe for Hub {
         metrics.gauge("fieldgate_hub_queued_messages", "Messages waiting in all queues.", &[], queued as f64);
         let bytes: u64 = sessions.iter().map(|session| session.queued_bytes).sum();
         metrics.gauge("fieldgate_hub_queued_bytes", "Bytes waiting in all queues.", &[], bytes as f64);
+        let inflight: u64 = sessions.iter().map(|session| session.inflight).sum();
+        let help = "QoS 1 and 2 messages sent and not yet acknowledged.";
+        metrics.gauge("fieldgate_hub_inflight_messages", help, &[], inflight as f64);
         let memory = &self.0.memory;
         let help = "Memory that the messages in all queues take, of `limits.max_queue_memory`.";
         metrics.gauge("fieldgate_hub_queue_memory_bytes", help, &[], memory.used() as f64);

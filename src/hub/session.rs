@@ -12,7 +12,7 @@ use tracing::{error, warn};
 use super::access::{Identity, Rights};
 use super::memory::{Account, Memory};
 use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits};
-use super::{Counters, Will};
+use super::{Attach, Counters, Will};
 use crate::clock::UnixMillis;
 use crate::message::QoS;
 use crate::signal::Signal;
@@ -66,6 +66,7 @@ pub(super) struct Attachment {
     fate: AtomicU8,
     pub since: UnixMillis,
     pub peer: Option<String>,
+    pub version: Option<&'static str>,
     /// The lower of what the peer can take and what the gateway allows.
     pub window: u16,
 }
@@ -80,8 +81,8 @@ pub enum Fate {
 }
 
 impl Attachment {
-    pub fn new(number: u64, since: UnixMillis, peer: Option<String>, window: u16) -> Self {
-        Self { number, fate: AtomicU8::new(0), since, peer, window }
+    pub fn new(number: u64, since: UnixMillis, request: Attach, window: u16) -> Self {
+        Self { number, fate: AtomicU8::new(0), since, peer: request.peer, version: request.version, window }
     }
 
     pub fn fate(&self) -> Option<Fate> {

@@ -34,6 +34,8 @@ pub struct Limits {
     pub max_subscriptions: usize,
     /// Levels of a topic name or filter.
     pub max_topic_levels: usize,
+    /// Bytes of a topic name or filter; MQTT knows none longer than 65,535.
+    pub max_topic_length: usize,
     pub max_retained_messages: usize,
     pub max_retained_bytes: usize,
     /// Sessions kept, connected or not.
@@ -53,6 +55,7 @@ impl Default for Limits {
             max_queue_memory: 256 << 20,
             max_subscriptions: 1000,
             max_topic_levels: 200,
+            max_topic_length: 65_535,
             max_retained_messages: 1_000_000,
             max_retained_bytes: 256 << 20,
             max_sessions: 100_000,
@@ -82,6 +85,8 @@ pub struct Attach {
     pub receive_maximum: u16,
     /// The peer's address, for people.
     pub peer: Option<String>,
+    /// The version of its protocol, for people.
+    pub version: Option<&'static str>,
     /// Limits of this session's queue where they differ from the hub's.
     pub queue: Option<QueueLimits>,
 }
@@ -98,6 +103,7 @@ impl Attach {
             will: None,
             receive_maximum: u16::MAX,
             peer: None,
+            version: None,
             queue: None,
         }
     }

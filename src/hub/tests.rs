@@ -276,7 +276,7 @@ fn limits_hold() {
     let mut a = client(&hub, "a");
     assert_eq!(hub.attach(request("b")).unwrap_err(), AttachError::TooManySessions);
     let mut try_one = |text: &str| a.subscribe(&filter(text), SubscribeOptions::new(QoS::AtMostOnce)).map(drop);
-    assert_eq!(try_one("a/b/c/d"), Err(SubscribeError::TooManyLevels));
+    assert_eq!(try_one("a/b/c/d"), Err(SubscribeError::FilterTooLong));
     assert_eq!(try_one("a"), Ok(()));
     assert_eq!(try_one("a"), Ok(()));
     assert_eq!(try_one("b"), Err(SubscribeError::QuotaExceeded));

@@ -24,12 +24,12 @@ use super::counters::Admitted;
 use super::login::{self, LoggedIn};
 use super::output::{Output, Unwritten};
 use super::stream::Stream;
-use super::{Redirect, Redirected, Shared, Transport};
+use super::{CertificateUser, Redirect, Redirected, Shared, Transport};
 use crate::hub::{Fate, Link, Outbound};
 use crate::proto::mqtt::server::{Accept, ConnectRequest, Expiry, Server};
 use crate::proto::mqtt::{ProtocolError, ReasonCode};
 use crate::store::Receipt;
-use crate::tls::common_name;
+use crate::tls::{common_name, subject};
 use crate::websocket::WebSocket;
 
 /// The buffer one read goes into.
@@ -82,7 +82,7 @@ pub(super) struct Connection {
     pub peer: Box<str>,
     /// `None` for a Unix socket's peer.
     address: Option<IpAddr>,
-    /// The common name of its certificate, where the listener wants to know.
+    /// The user name in its certificate, where the listener wants to know.
     certificate_user: Option<Arc<str>>,
     /// Over the limit of connections: it stays until it is told where else to go.
     in_excess: bool,
@@ -153,11 +153,12 @@ async fn shake_hands(accepted: Accepted, shared: &Shared) -> io::Result<(Stream,
                 Some(tls) => {
                     let acceptor = tokio_rustls::TlsAcceptor::from(tls.config());
                     let stream = acceptor.accept(stream).await?;
-                    if shared.certificate_users {
-                        let chain = stream.get_ref().1.peer_certificates();
-                        let own = chain.and_then(|chain| chain.first());
-                        certificate_user = own.and_then(|own| common_name(own)).map(Arc::from);
-                    }
+                    let chain = stream.get_ref().1.peer_certificates();
+                    let own = chain.and_then(|chain| chain.first());
+                    certificate_user = own.zip(shared.certificate_user).and_then(|(own, user)| match user {
+                        CertificateUser::CommonName => common_name(own).map(Arc::from),
+                        CertificateUser::Subject => subject(own).map(Arc::from),
+                    });
                     Stream::Tls(Box::new(stream))
                 }
             }

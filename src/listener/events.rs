@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::connection::{Connection, End, Scratch, Step};
 use super::output::{LEAVE_OUT_FROM, Output};
+use crate::hub::access::DeniedPublish;
 use crate::hub::{self, Link, Outbound, Outcome, Refusal, RetainHandling, SubscribeError, SubscribeOptions};
 use crate::message::QoS;
 use crate::proto::mqtt::server::{Event, Server};
@@ -55,8 +56,13 @@ impl Connection {
                 (Event::Publish(publish), Some(link)) => {
                     messages += 1;
                     let (qos, packet_id) = (publish.qos, publish.packet_id);
-                    let outcome = link.publish(to_hub(&publish));
-                    answer_publish(&mut self.server, qos, packet_id, outcome, output)
+                    match link.publish(to_hub(&publish)) {
+                        Outcome::Refused(Refusal::NotAuthorized) => {
+                            let habit = link.hub().access().settings().denied_publish;
+                            answer_denied(&mut self.server, qos, packet_id, habit, output)
+                        }
+                        outcome => answer_publish(&mut self.server, qos, packet_id, outcome, output),
+                    }
                 }
                 (Event::PayloadFormatInvalid, _) => {
                     self.shared.counters.payload_format_invalid.fetch_add(1, Ordering::Relaxed);
@@ -82,8 +88,12 @@ impl Connection {
                 }
                 (Event::Release(packet_id), Some(link)) => {
                     let released = link.released(packet_id);
-                    let reason =
-                        if released.known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+                    // The release of a message that was denied, and acknowledged all the same, is as good as any other.
+                    let habit = |link: &Link| link.hub().access().settings().denied_publish;
+                    let reason = match released.known || habit(link) == DeniedPublish::Acknowledge {
+                        true => ReasonCode::Success,
+                        false => ReasonCode::PacketIdentifierNotFound,
+                    };
                     let (kind, receipt) = (AckKind::Pubcomp, released.receipt);
                     self.server.acknowledge(kind, packet_id, reason, receipt, &mut output.bytes);
                     Ok(())
@@ -221,32 +231,59 @@ fn answer_publish(
     output: &mut Output,
 ) -> Result<(), ProtocolError> {
     let is_5 = server.version().is_5();
-    let (kind, packet_id) = match (qos, packet_id) {
-        (QoS::AtLeastOnce, Some(packet_id)) => (AckKind::Puback, packet_id),
-        (QoS::ExactlyOnce, Some(packet_id)) => (AckKind::Pubrec, packet_id),
-        // Nobody waits for an answer at QoS 0; what the rules do not allow is dropped and counted by the hub.
-        _ => return Ok(()),
-    };
+    // Nobody waits for an answer at QoS 0; what is refused is dropped and counted by the hub.
+    let Some((kind, packet_id)) = acknowledgement(qos, packet_id) else { return Ok(()) };
     let (reason, receipt) = match outcome {
         Outcome::Done { matched: false } if is_5 => (ReasonCode::NoMatchingSubscribers, None),
         Outcome::Done { .. } => (ReasonCode::Success, None),
         Outcome::Pending(receipt) => (ReasonCode::Success, Some(receipt)),
         Outcome::Refused(refusal) => {
             let (reason, what) = match refusal {
-                Refusal::NotAuthorized => (ReasonCode::NotAuthorized, "not authorized to publish on the topic"),
+                Refusal::NotAuthorized => (ReasonCode::NotAuthorized, NOT_AUTHORIZED),
                 Refusal::TopicInvalid => (ReasonCode::TopicNameInvalid, "the topic name is not accepted"),
                 Refusal::QuotaExceeded => (ReasonCode::QuotaExceeded, "a receiver's queue is full"),
             };
-            match refusal {
-                _ if is_5 => (reason, None),
-                // 3.x cannot say no. Closing would make the client send the same again for ever.
-                Refusal::NotAuthorized => (ReasonCode::Success, None),
-                Refusal::TopicInvalid | Refusal::QuotaExceeded => return Err(ProtocolError { reason, what }),
+            if !is_5 {
+                return Err(ProtocolError { reason, what });
             }
+            (reason, None)
         }
     };
     server.acknowledge(kind, packet_id, reason, receipt, &mut output.bytes);
     Ok(())
+}
+
+/// Answers a PUBLISH that the rules do not allow.
+fn answer_denied(
+    server: &mut Server<Arc<Receipt>>,
+    qos: QoS,
+    packet_id: Option<PacketId>,
+    habit: DeniedPublish,
+    output: &mut Output,
+) -> Result<(), ProtocolError> {
+    let reason = match habit {
+        DeniedPublish::Disconnect => {
+            return Err(ProtocolError { reason: ReasonCode::NotAuthorized, what: NOT_AUTHORIZED });
+        }
+        DeniedPublish::Refuse if server.version().is_5() => ReasonCode::NotAuthorized,
+        // 3.x cannot say no. Closing would make the client send the same again for ever.
+        DeniedPublish::Refuse | DeniedPublish::Acknowledge => ReasonCode::Success,
+    };
+    if let Some((kind, packet_id)) = acknowledgement(qos, packet_id) {
+        server.acknowledge(kind, packet_id, reason, None, &mut output.bytes);
+    }
+    Ok(())
+}
+
+const NOT_AUTHORIZED: &str = "not authorized to publish on the topic";
+
+/// What answers a PUBLISH; nothing at QoS 0.
+fn acknowledgement(qos: QoS, packet_id: Option<PacketId>) -> Option<(AckKind, PacketId)> {
+    match qos {
+        QoS::AtMostOnce => None,
+        QoS::AtLeastOnce => Some((AckKind::Puback, packet_id?)),
+        QoS::ExactlyOnce => Some((AckKind::Pubrec, packet_id?)),
+    }
 }
 
 /// What a SUBACK says, and what it waits for.
@@ -289,7 +326,7 @@ fn subscribe(link: &mut Link, packet: &Subscribe<'_>, is_bridge: bool) -> Result
             }
             Err(SubscribeError::NotAuthorized) => ReasonCode::NotAuthorized,
             Err(SubscribeError::QuotaExceeded) => ReasonCode::QuotaExceeded,
-            Err(SubscribeError::TooManyLevels) => ReasonCode::TopicFilterInvalid,
+            Err(SubscribeError::FilterTooLong) => ReasonCode::TopicFilterInvalid,
             Err(SubscribeError::Detached) => ReasonCode::UnspecifiedError,
         });
     }

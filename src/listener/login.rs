@@ -40,8 +40,8 @@ pub(super) async fn log_in(
 ) -> Result<LoggedIn, Refused> {
     let ConnectRequest { client_id, clean_start, expiry, receive_maximum, will, user_name, password, version, .. } =
         request;
-    let identity = if shared.certificate_users {
-        let what = "the client's certificate has no common name, which is the user name here";
+    let identity = if shared.certificate_user.is_some() {
+        let what = "the client's certificate has no name that could be the user name here";
         certificate_user.map(Identity::certified).ok_or(Refused { reason: ReasonCode::BadUserNameOrPassword, what })
     } else {
         authenticate(shared, user_name, password, address).await
@@ -62,6 +62,7 @@ pub(super) async fn log_in(
         will: will.map(|will| Will { delay: will.delay, message: will.into_message(hub.clock().now()) }),
         receive_maximum,
         peer: Some(peer.into()),
+        version: Some(version.name()),
         queue: None,
     };
     let link = hub.attach(attach).map_err(|error| match error {
@@ -89,7 +90,7 @@ async fn authenticate(
     let access = shared.hub.access();
     let from_loopback = address.is_none_or(|address| address.is_loopback());
     let result = if user_name.is_none() {
-        access.authenticate(None, None, from_loopback)
+        shared.anonymous.unwrap_or(access.settings().anonymous).admit(from_loopback)
     } else {
         may_guess(shared, address)?;
         let unavailable = Refused { reason: ReasonCode::ServerUnavailable, what: "the gateway is stopping" };

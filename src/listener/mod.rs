@@ -24,6 +24,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::hub::Hub;
+use crate::hub::access::Anonymous;
 use crate::observe::Observe;
 use crate::proto::mqtt::{ReasonCode, server};
 use crate::tls::{ServerSettings, ServerTls, TlsError};
@@ -39,9 +40,10 @@ pub struct Settings {
     pub transport: Transport,
     /// `None` for no TLS.
     pub tls: Option<ServerSettings>,
-    /// The user name is the common name of the client's certificate, whatever the CONNECT says; without one no client
-    /// is let in.
-    pub certificate_users: bool,
+    /// The user name is what the client's certificate says, whatever the CONNECT says; without one no client is let in.
+    pub certificate_user: Option<CertificateUser>,
+    /// Who may stay anonymous on this listener, where that differs from the rules for all.
+    pub anonymous: Option<Anonymous>,
     /// Connections at a time; more are closed as soon as they are accepted.
     pub max_connections: usize,
     /// What one connection may do, and how long it may take to send its CONNECT, the TLS handshake included.
@@ -58,7 +60,8 @@ impl Settings {
             address: Address::Tcp(address),
             transport: Transport::Mqtt,
             tls: None,
-            certificate_users: false,
+            certificate_user: None,
+            anonymous: None,
             max_connections: 10_000,
             limits: server::Settings::default(),
             redirect: None,
@@ -90,6 +93,14 @@ impl Redirected {
             Self::Everybody => ReasonCode::ServerMoved,
         }
     }
+}
+
+/// What of a client's certificate is its user name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateUser {
+    CommonName,
+    /// The whole subject, as in `CN=pump-1,O=Works`.
+    Subject,
 }
 
 /// Where a listener listens.
@@ -140,7 +151,8 @@ struct Shared {
     hub: Hub,
     limits: Arc<server::Settings>,
     max_connections: usize,
-    certificate_users: bool,
+    certificate_user: Option<CertificateUser>,
+    anonymous: Option<Anonymous>,
     redirect: Option<Redirect>,
     tls: Option<ServerTls>,
     counters: Counters,
@@ -162,7 +174,8 @@ impl Listener {
     /// # Errors
     /// [`BindError`] names the address or file and what to do.
     pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
-        let Settings { name, address, transport, tls, certificate_users, max_connections, limits, redirect } = settings;
+        let Settings { name, address, transport, tls, certificate_user, anonymous, max_connections, limits, redirect } =
+            settings;
         let tls = match tls.map(ServerTls::open).transpose() {
             Ok(tls) => tls,
             Err(source) => return Err(BindError::Tls { name, source }),
@@ -191,7 +204,8 @@ impl Listener {
             hub,
             limits: Arc::new(limits),
             max_connections,
-            certificate_users,
+            certificate_user,
+            anonymous,
             redirect,
             tls,
             logins: Arc::new(Semaphore::new(MAX_LOGINS_AT_A_TIME)),

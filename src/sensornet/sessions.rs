@@ -256,6 +256,7 @@ impl Sessions {
             // One exchange at a time (MQTT-SN 1.2 §6.6).
             receive_maximum: 1,
             peer: peer.map(|peer| peer.to_string()),
+            version: Some("1.2"),
             queue: self.settings.queue,
         };
         let link = self.hub.attach(attach).map_err(|error| {
@@ -357,7 +358,7 @@ fn refusal_code(refusal: Refusal) -> ReturnCode {
 fn subscribe_code(error: SubscribeError) -> ReturnCode {
     match error {
         SubscribeError::NotAuthorized => ReturnCode::NotSupported,
-        SubscribeError::TooManyLevels => ReturnCode::InvalidTopicId,
+        SubscribeError::FilterTooLong => ReturnCode::InvalidTopicId,
         SubscribeError::QuotaExceeded | SubscribeError::Detached => ReturnCode::Congestion,
     }
 }

@@ -22,7 +22,7 @@ use thiserror::Error;
 
 use crate::clock::UnixMillis;
 pub use live::{CHECK_INTERVAL, EXPIRY_NOTICE, Live, Source};
-pub use subject::common_name;
+pub use subject::{common_name, subject};
 
 /// The live TLS configuration of a listener.
 pub type ServerTls = Live<ServerSettings>;

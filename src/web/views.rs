@@ -80,6 +80,8 @@ pub struct Session {
     /// What it is: `mqtt`, `mqtt-sn`, `upstream`, `adapter`, `web`.
     face: &'static str,
     peer: Option<String>,
+    /// The version of the protocol that it speaks, as `5.0`; of a client that is connected.
+    version: Option<&'static str>,
     connected: bool,
     /// Since when it is connected or away; RFC 3339.
     since: Option<String>,
@@ -113,6 +115,7 @@ impl From<SessionSummary> for Session {
             user: summary.user.map(|user| user.to_string()),
             face: summary.face.name(),
             peer: summary.peer,
+            version: summary.version,
             connected: summary.connected,
             since: summary.since.map(|since| since.to_string()),
             durable: summary.durable,

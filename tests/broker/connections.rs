@@ -125,18 +125,6 @@ async fn a_silent_client_is_closed_on_and_a_pinging_one_is_not() {
 }
 
 #[tokio::test]
-async fn a_peer_that_says_nothing_is_not_waited_for() {
-    let short = |settings: &mut fieldgate::listener::Settings| {
-        settings.limits.connect_timeout = Duration::from_millis(50);
-    };
-    let broker = Broker::start_with(short, hub::Settings::default(), None).await;
-    let mut peer = broker.open().await;
-    peer.send("10 0D 00 04").await;
-    peer.expect_close(None).await;
-    broker.stop().await;
-}
-
-#[tokio::test]
 async fn connections_over_the_limit_are_refused_and_places_are_given_back() {
     let one = |settings: &mut fieldgate::listener::Settings| settings.max_connections = 1;
     let broker = Broker::start_with(one, hub::Settings::default(), None).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use fieldgate::clock::Clock;
 use fieldgate::hub::{self, Hub};
 use fieldgate::listener::{Address, Listener, Settings};
-use fieldgate::observe::Observe;
+use fieldgate::observe::{Metrics, Observe};
 use fieldgate::store::{self, Store};
 use fieldgate::tls::ServerSettings;
 use rustls::pki_types::pem::PemObject;
@@ -74,6 +74,17 @@ impl Broker {
 
     pub fn begin_stop(&self) {
         self.stop.send(true).unwrap();
+    }
+
+    /// The value of one sample of the listener's or the hub's metrics, named with its labels.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut metrics = Metrics::default();
+        self.observe.collect(&mut metrics);
+        self.hub.collect(&mut metrics);
+        let text = metrics.render();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
     pub fn port(&self) -> u16 {

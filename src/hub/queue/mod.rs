@@ -272,6 +272,11 @@ impl Queue {
         backlogs.fold((0, 0), |most, lane| (most.0.max(lane.0), most.1.max(lane.1)))
     }
 
+    /// What is not yet acknowledged of what was sent on this connection.
+    pub fn outstanding(&self) -> usize {
+        self.lanes.iter().map(Lane::outstanding).sum()
+    }
+
     /// This queue's part of the memory that messages take, in bytes.
     pub fn held(&self) -> u64 {
         self.lanes.iter().map(Lane::held).sum()

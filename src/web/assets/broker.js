@@ -115,7 +115,7 @@ function sessionRow() {
       setText(parts.client, client.client_id);
       setText(parts.peer, client.peer ?? '');
       setText(parts.user, client.user ? `user ${client.user}` : '');
-      setText(parts.kind, FACES[client.face] ?? client.face);
+      setText(parts.kind, [FACES[client.face] ?? client.face, client.version ?? ''].join(' ').trim());
       setAttribute(parts.state, 'data-connected', client.connected);
       const time = client.since === null ? '' : ` for ${duration((now() - Date.parse(client.since)) / 1000)}`;
       setText(parts.state, `${client.connected ? 'Connected' : 'Away'}${time}`);
