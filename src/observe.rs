@@ -133,7 +133,7 @@ impl Metrics {
             let _ = write!(samples, "{}{label}=\"{escaped}\"", if index == 0 { '{' } else { ',' });
         }
         samples.push_str(if labels.is_empty() { " " } else { "} " });
-        let _ = writeln!(samples, "{value}");
+        let _ = if value == f64::INFINITY { writeln!(samples, "+Inf") } else { writeln!(samples, "{value}") };
     }
 
     /// The whole scrape as text.
@@ -155,10 +155,11 @@ mod tests {
         let mut metrics = Metrics::default();
         metrics.counter("fieldgate_a_total", "As.", &[("name", "x\"y")], 1);
         metrics.gauge("fieldgate_b", "Bs.", &[], 0.5);
+        metrics.gauge("fieldgate_b", "Bs.", &[("name", "y")], f64::INFINITY);
         metrics.counter("fieldgate_a_total", "As.", &[("name", "z"), ("unit", "2")], 7);
         let expected = "# HELP fieldgate_a_total As.\n# TYPE fieldgate_a_total counter\n\
              fieldgate_a_total{name=\"x\\\"y\"} 1\nfieldgate_a_total{name=\"z\",unit=\"2\"} 7\n\
-             # HELP fieldgate_b Bs.\n# TYPE fieldgate_b gauge\nfieldgate_b 0.5\n";
+             # HELP fieldgate_b Bs.\n# TYPE fieldgate_b gauge\nfieldgate_b 0.5\nfieldgate_b{name=\"y\"} +Inf\n";
         assert_eq!(metrics.render(), expected);
     }
 }

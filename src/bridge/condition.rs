@@ -1,11 +1,13 @@
 //! How an upstream is doing: what its task writes down, and what people, scrapes and the web UI read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
+use super::drain::Progress;
 use super::settings::Connection;
 use crate::clock::UnixMillis;
 use crate::hub::{Face, Hub};
@@ -99,6 +101,8 @@ pub(super) struct Condition {
     /// The version of MQTT spoken.
     pub version: Option<&'static str>,
     pub next_attempt: Option<UnixMillis>,
+    /// How the backlog goes, while there is one.
+    pub progress: Option<Progress>,
     /// What ended the last connection or attempt, and when; kept once the upstream is connected again.
     pub last_error: Option<(UnixMillis, String)>,
 }
@@ -112,6 +116,7 @@ impl Condition {
             address: None,
             version: None,
             next_attempt: None,
+            progress: None,
             last_error: None,
         }
     }
@@ -124,6 +129,7 @@ impl Condition {
         self.phase = phase;
         self.reason = reason;
         self.next_attempt = None;
+        self.progress = None;
     }
 
     fn health(&self) -> Health {
@@ -144,6 +150,8 @@ pub(super) struct Counters {
     /// Handed to the upstream for good: acknowledged by it, or QoS 0 and written.
     pub sent: AtomicU64,
     pub received: AtomicU64,
+    /// How long something waited for `max_rate`, in nanoseconds.
+    pub held_back_nanos: AtomicU64,
     /// Sent at a lower QoS, or not retained, because the upstream cannot do better.
     pub lowered: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
@@ -216,6 +224,8 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    backlog: Option<Progress>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<&'a str>,
 }
 
@@ -255,6 +265,7 @@ impl Shared {
             since: condition.since.to_string(),
             queued: self.queued().0,
             next_attempt: condition.next_attempt.map(|at| at.to_string()),
+            backlog: condition.progress,
             address: condition.address.as_deref(),
         };
         serde_json::to_string(&report).unwrap_or_default()
@@ -278,6 +289,7 @@ impl Observe for Shared {
             facts.extend(condition.version.map(|version| ("MQTT", version.to_owned())));
         }
         facts.push(("waiting", format!("{messages} messages, {bytes} bytes")));
+        facts.extend(condition.progress.map(|progress| ("backlog", progress.to_string())));
         facts.push(("sent", count(&self.counters.sent)));
         facts.push(("received", count(&self.counters.received)));
         facts.extend(condition.next_attempt.map(|at| ("next attempt", at.to_string())));
@@ -298,14 +310,25 @@ impl Observe for Shared {
     fn collect(&self, metrics: &mut Metrics) {
         let upstream = [("upstream", self.name.as_str())];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters { connections, failures, sent, received, lowered, dropped } = &self.counters;
-        let phase = self.condition.lock().phase;
+        let Counters { connections, failures, sent, received, held_back_nanos, lowered, dropped } = &self.counters;
+        let condition = self.condition.lock().clone();
+        let phase = condition.phase;
         let connected = phase == Phase::Connected;
         let (messages, bytes) = self.queued();
         let gauge = &mut |name, help, value| metrics.gauge(name, help, &upstream, value);
         gauge("fieldgate_upstream_connected", "1 while the upstream is connected.", f64::from(connected));
         gauge("fieldgate_upstream_queued_messages", "Messages waiting for the upstream.", messages as f64);
         gauge("fieldgate_upstream_queued_bytes", "Bytes waiting for the upstream.", bytes as f64);
+        let backlog = condition.progress.map_or(if connected { 0 } else { messages }, |progress| progress.messages);
+        let seconds = condition.progress.map_or((backlog == 0).then_some(0), |progress| progress.seconds_left);
+        let help =
+            "Messages waiting that piled up: all while the upstream is away, those of a backlog while it drains.";
+        gauge("fieldgate_upstream_backlog_messages", help, backlog as f64);
+        let help = "Seconds until the backlog is gone if it goes on like this; +Inf while it does not get smaller.";
+        gauge("fieldgate_upstream_backlog_seconds", help, seconds.map_or(f64::INFINITY, |seconds| seconds as f64));
+        let held_back = Duration::from_nanos(count(held_back_nanos));
+        let help = "Time in which messages waited for `max_rate`.";
+        metrics.seconds("fieldgate_upstream_held_back_seconds_total", help, &upstream, held_back);
         let counter = &mut |name, help, value| metrics.counter(name, help, &upstream, value);
         counter("fieldgate_upstream_connections_total", "Connections made.", count(connections));
         counter("fieldgate_upstream_failures_total", "Connections lost and attempts that failed.", count(failures));

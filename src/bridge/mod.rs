@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `settings` `rules` `url` | what the operator says, checked; pure |
 //! | `backoff` `schedule` | when to try again, and when at all; pure |
+//! | `rate` `drain` | how fast to send, and when a backlog will be gone; pure |
 //! | `sas` `words` `marks` | Azure's passwords, what refusals mean, what is written on messages; pure |
 //! | `uplink` | the task: connect, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` `inbound` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
@@ -20,10 +21,12 @@
 pub mod backoff;
 mod condition;
 mod dial;
+mod drain;
 mod handshake;
 mod inbound;
 mod marks;
 pub mod proxy;
+pub mod rate;
 pub mod rules;
 pub mod sas;
 pub mod schedule;
@@ -44,8 +47,7 @@ use tokio::time::{Instant, sleep};
 use crate::clock::Clock;
 use crate::hub::access::Identity;
 use crate::hub::{
-    Attach, AttachError, Face, Hub, Link, Precedence, QueueLimits, RetainHandling, SessionExpiry, SubscribeError,
-    SubscribeOptions,
+    Attach, AttachError, Face, Hub, Link, QueueLimits, RetainHandling, SessionExpiry, SubscribeError, SubscribeOptions,
 };
 use crate::observe::{Metrics, Observe, Status};
 use crate::topic::SharedFilter;
@@ -53,6 +55,7 @@ use condition::{Condition, Counters, Shared, Wish};
 use schedule::Window;
 
 pub use condition::{DropReason, Phase};
+pub use drain::Progress;
 pub use settings::{AddressOrder, Checked, Connection, Settings, SettingsError, VersionChoice};
 
 /// One upstream, bound: its session exists and keeps what is published from now on.
@@ -131,8 +134,13 @@ impl Upstream {
                 link.unsubscribe(&old);
             }
         }
+        for (priority, share) in &self.rules.live_shares {
+            link.set_live_share(*priority, *share);
+        }
         for rule in rules.iter() {
-            // Two rules may share a filter; the session then gets what the higher QoS lets through.
+            // Two rules may share a filter; the session then gets what the higher QoS lets through, and the first decides
+            // over the rest.
+            let first = rules.iter().position(|other| other.filter == rule.filter).unwrap_or_default();
             let same = rules.iter().filter(|other| other.filter == rule.filter);
             let options = SubscribeOptions {
                 qos: same.map(|other| other.qos).max().unwrap_or(rule.qos),
@@ -140,7 +148,7 @@ impl Upstream {
                 retain_as_published: true,
                 retain_handling: RetainHandling::SendIfNew,
                 identifier: None,
-                precedence: Precedence::default(),
+                precedence: self.settings.precedence(first),
             };
             let filter = SharedFilter { group: None, filter: rule.filter.clone() };
             link.subscribe(&filter, options)
@@ -207,6 +215,11 @@ impl Handle {
     /// Messages and bytes that wait for the upstream.
     pub fn queued(&self) -> (u64, u64) {
         self.shared.queued()
+    }
+
+    /// How its backlog goes, while it has one and is connected.
+    pub fn progress(&self) -> Option<Progress> {
+        self.shared.condition.lock().progress
     }
 
     /// Limits of its queue.

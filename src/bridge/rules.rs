@@ -10,6 +10,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::marks;
+use crate::hub::Priority;
 use crate::message::{Properties, QoS};
 use crate::topic::{MAX_TOPIC_BYTES, Template, TemplateError, TopicError, TopicFilter, TopicName};
 
@@ -29,6 +30,11 @@ pub struct RuleSettings {
     pub user_properties: Vec<(String, String)>,
     /// Out only: whether each message says where and when it comes from, in user properties (MQTT 5.0).
     pub provenance: Provenance,
+    /// Out only: what is more urgent goes first, always.
+    pub priority: Priority,
+    /// Out only: what of the uplink, in percent, is set aside for messages published while it is up, so that they do not
+    /// wait behind a backlog; `None` is what the upstream says, 0 is strict order.
+    pub live_share: Option<u8>,
 }
 
 impl RuleSettings {
@@ -42,6 +48,8 @@ impl RuleSettings {
             message_expiry: None,
             user_properties: Vec::new(),
             provenance: Provenance::Omit,
+            priority: Priority::Normal,
+            live_share: None,
         }
     }
 

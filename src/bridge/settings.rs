@@ -6,11 +6,12 @@ use thiserror::Error;
 
 use super::backoff;
 use super::proxy::Proxy;
+use super::rate::MaxRate;
 use super::rules::{Direction, RuleError, RuleSettings, Rules};
 use super::sas::Sas;
 use super::schedule::Schedule;
 use super::url::Url;
-use crate::hub::QueueLimits;
+use crate::hub::{Order, Precedence, Priority, QueueLimits};
 use crate::secret::Secret;
 use crate::tls::{self, TlsError};
 use crate::topic::{TopicError, TopicName};
@@ -53,6 +54,10 @@ pub struct Settings {
     /// The most unacknowledged messages in flight towards the upstream; it may allow fewer, and 3.1.1 takes 20 where a
     /// rule has QoS 2.
     pub max_inflight: u16,
+    /// What of the uplink, in percent, is set aside for messages published while it is up, so that they do not wait
+    /// behind a backlog; 0 is strict order. Rules may say otherwise.
+    pub live_share: u8,
+    pub max_rate: MaxRate,
     /// A topic on the upstream that holds `1`, retained, while the gateway is connected and `0` (its will) while it is
     /// not. `{gateway}` stands for the gateway's name.
     pub state_topic: Option<String>,
@@ -133,6 +138,8 @@ impl Settings {
             incoming: Vec::new(),
             queue: None,
             max_inflight: 1000,
+            live_share: 0,
+            max_rate: MaxRate::default(),
             state_topic: None,
             max_packet_size: 1 << 20,
             // Longer than any sane chain of gateways, and few enough copies of what goes in circles.
@@ -190,9 +197,38 @@ impl Settings {
             outgoing: rules(Direction::Out, "out", &self.outgoing)?,
             incoming: rules(Direction::In, "in", &self.incoming)?,
             client_id: self.client_id.clone().unwrap_or_else(|| format!("{gateway}-{}", self.name)),
+            live_shares: self.live_shares()?,
             state_topic,
             max_hops: self.max_hops,
+            max_rate: self.max_rate,
         })
+    }
+
+    /// The share that each priority sets aside for live messages; those of one priority have one backlog and one live
+    /// stream, so there is one share.
+    fn live_shares(&self) -> Result<Vec<(Priority, u8)>, SettingsError> {
+        let mut shares: Vec<(Priority, u8)> = Vec::new();
+        for (index, rule) in self.outgoing.iter().enumerate() {
+            let share = self.live_share_of(rule);
+            match shares.iter().find(|(priority, _)| *priority == rule.priority) {
+                _ if share == 0 => {}
+                Some((_, other)) if *other == share => {}
+                Some((_, other)) => return Err(SettingsError::LiveShares { index, share, other: *other }),
+                None => shares.push((rule.priority, share)),
+            }
+        }
+        Ok(shares)
+    }
+
+    fn live_share_of(&self, rule: &RuleSettings) -> u8 {
+        rule.live_share.unwrap_or(self.live_share)
+    }
+
+    /// Where the messages of an `out` rule stand in line.
+    pub fn precedence(&self, index: usize) -> Precedence {
+        let rule = &self.outgoing[index];
+        let order = if self.live_share_of(rule) == 0 { Order::Strict } else { Order::LiveBeside };
+        Precedence { rank: u16::try_from(index).unwrap_or(u16::MAX), priority: rule.priority, order }
     }
 
     pub fn uses_tls(&self) -> bool {
@@ -206,9 +242,12 @@ pub struct Checked {
     pub outgoing: Rules,
     pub incoming: Rules,
     pub client_id: String,
+    /// Priorities with a share for live messages, in percent.
+    pub live_shares: Vec<(Priority, u8)>,
     pub state_topic: Option<TopicName>,
     /// See [`Settings::max_hops`].
     pub max_hops: u8,
+    pub max_rate: MaxRate,
 }
 
 /// What is wrong with an upstream's settings.
@@ -230,6 +269,11 @@ pub enum SettingsError {
     KeepAlive,
     #[error("with no hop allowed nothing could cross; `max_hops` is at least 1")]
     MaxHops,
+    #[error(
+        "rule {number} of `out` has the live share {share}%, another one of its priority {other}%; rules of one priority \
+         have one share, or none", number = .index + 1
+    )]
+    LiveShares { index: usize, share: u8, other: u8 },
     #[error("rule {number} of `{list}`", number = .index + 1)]
     Rule { list: &'static str, index: usize, source: RuleError },
     #[error("the state topic `{topic}` is not a topic name")]
@@ -260,6 +304,10 @@ mod tests {
         check(&|settings| settings.keep_alive = Duration::ZERO, "keep alive");
         check(&|settings| settings.max_hops = 0, "at least 1");
         check(&|settings| settings.incoming = vec![rule.clone()], "rule 1 of `in`");
+        let with_share = |live_share| RuleSettings { live_share, ..RuleSettings::new("a") };
+        let shares = [Some(0), None, Some(30)].map(with_share);
+        let clash = "rule 3 of `out` has the live share 30%, another one of its priority 50%";
+        check(&|settings| (settings.live_share, settings.outgoing) = (50, shares.to_vec()), clash);
         check(&|settings| settings.state_topic = Some("state/+".into()), "`state/+` is not a topic name");
         check(&|settings| settings.tls.server_name = Some("not a name".into()), "`not a name` is neither");
         check(&|settings| settings.urls[0].host = "bro/ker".into(), "`bro/ker` is neither");

@@ -13,14 +13,16 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep_until, timeout};
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Stop;
 use super::condition::{DropReason, Shared};
 use super::dial::Transport;
+use super::drain::{Drain, Note};
 use super::handshake::Greeted;
 use super::inbound::{Inbound, Reply};
 use super::marks;
+use super::rate::Throttle;
 use super::rules::{Provenance, Retain, Unmapped};
 use super::settings::Checked;
 use super::words::{self, Who};
@@ -81,6 +83,8 @@ pub(super) struct Stream<'a> {
     progress: Progress,
     /// How long nothing may cross; `None` for ever.
     pub idle_timeout: Option<Duration>,
+    throttle: Throttle,
+    drain: Drain,
     started: Instant,
     /// Reasons that were logged on this connection already.
     told: Vec<&'static str>,
@@ -158,6 +162,8 @@ impl<'a> Stream<'a> {
             requests: Vec::new(),
             progress: Progress::new(now),
             idle_timeout: None,
+            throttle: Throttle::new(rules.max_rate, now),
+            drain: Drain::new(now),
             started: now,
             told: Vec::new(),
             topic: String::new(),
@@ -248,7 +254,9 @@ impl<'a> Stream<'a> {
             if let Err(end) = self.flush_acks() {
                 return end;
             }
-            self.fill(now());
+            let now = now();
+            self.fill(now);
+            self.look_at_backlog(now);
             if self.link.fate().is_some() {
                 return End::Lost("the session of this upstream was taken by another component".into());
             }
@@ -258,7 +266,7 @@ impl<'a> Stream<'a> {
             let position = self.writing.bytes.position();
             let idle = !self.writing.bytes.has_remaining();
             if idle || position != written_until.0 {
-                written_until = (position, now());
+                written_until = (position, now);
             }
             let deadline = self.deadline(written_until.1);
             let Self { link, input, writing, unflushed, .. } = self;
@@ -293,7 +301,8 @@ impl<'a> Stream<'a> {
         let stalled = self.writing.bytes.has_remaining().then(|| written_at + STALL);
         let unanswered = (self.progress.unacknowledged > 0).then(|| self.progress.acknowledged_at + STALL);
         let idle = self.idle_timeout.map(|timeout| self.progress.crossed_at + timeout);
-        [self.client.deadline(), stalled, unanswered, idle].into_iter().flatten().min().unwrap_or(never)
+        let rest = [idle, self.throttle.deadline(), self.drain.deadline()];
+        [self.client.deadline(), stalled, unanswered].into_iter().chain(rest).flatten().min().unwrap_or(never)
     }
 
     fn check_deadlines(&mut self, written_at: Instant) -> Result<(), End> {
@@ -387,26 +396,67 @@ impl<'a> Stream<'a> {
         if !self.requests.is_empty() {
             return;
         }
+        let held = self.encode_ahead(now);
+        let nanos = self.throttle.hold(held, now).as_nanos();
+        self.shared.counters.held_back_nanos.fetch_add(u64::try_from(nanos).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Tells whether `max_rate` holds something back.
+    fn encode_ahead(&mut self, now: Instant) -> bool {
         while self.encoded.bytes.get_ref().len() < ENCODE_AHEAD_BYTES {
-            let Some(outbound) = self.taken.pop_front() else {
-                let mut taken = Vec::from(std::mem::take(&mut self.taken));
-                self.link.take(&mut taken, TAKE_MESSAGES.min(self.progress.room()));
-                self.taken = taken.into();
-                if self.taken.is_empty() {
-                    return;
+            let allowed = self.throttle.room(now);
+            match self.taken.front() {
+                Some(Outbound::Publish(_)) if allowed == 0 => return true,
+                Some(_) => {}
+                None => {
+                    let room = self.progress.room();
+                    let mut taken = Vec::from(std::mem::take(&mut self.taken));
+                    // No more than may go at once: what is taken has its place in line.
+                    self.link.take(&mut taken, TAKE_MESSAGES.min(room).min(allowed));
+                    self.taken = taken.into();
+                    if self.taken.is_empty() {
+                        return allowed == 0 && room > 0 && !self.link.is_idle();
+                    }
+                    continue;
                 }
-                continue;
-            };
-            match outbound {
-                Outbound::Release(packet_id) => {
+            }
+            match self.taken.pop_front() {
+                None => {}
+                Some(Outbound::Release(packet_id)) => {
                     self.progress.sent(now);
                     self.client.release(packet_id, now, self.encoded.bytes.get_mut());
                 }
-                Outbound::Publish(delivery) => {
-                    if let Err(reason) = self.send(&delivery, now) {
-                        self.give_up(&delivery, reason);
+                Some(Outbound::Publish(delivery)) => {
+                    let before = self.encoded.bytes.get_ref().len();
+                    match self.send(&delivery, now) {
+                        Ok(()) => self.throttle.spend(self.encoded.bytes.get_ref().len() - before),
+                        Err(reason) => self.give_up(&delivery, reason),
                     }
                 }
+            }
+        }
+        false
+    }
+
+    /// Watches how the backlog goes, and tells of it.
+    fn look_at_backlog(&mut self, now: Instant) {
+        if !self.drain.is_due(now) {
+            return;
+        }
+        let sent = self.shared.counters.sent.load(Ordering::Relaxed);
+        let note = self.drain.look(now, self.link.backlog(), sent);
+        self.shared.condition.lock().progress = self.drain.progress();
+        let upstream = &self.shared.name;
+        match note {
+            None => {}
+            Some(Note::Begins { messages }) => info!(upstream, messages, "a backlog begins to drain"),
+            Some(Note::Lasts(progress)) => {
+                let super::Progress { messages, rate, seconds_left } = progress;
+                info!(upstream, messages, rate = rate.round(), seconds_left, "the backlog drains");
+            }
+            Some(Note::Gone { sent, took }) => {
+                let rate = (sent as f64 / took.as_secs_f64().max(0.001)).round();
+                info!(upstream, sent, ?took, rate, "the backlog is gone");
             }
         }
     }

@@ -58,6 +58,25 @@ impl Size {
     }
 }
 
+/// A part of something, in percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percent(pub u8);
+
+impl Scalar for Percent {
+    const SHAPE: &'static str = "a percentage, as in `50%`";
+    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
+        let number = text.strip_suffix('%').ok_or_else(String::new)?;
+        let number: u64 = number.trim_end().parse().map_err(|_| String::new())?;
+        match u8::try_from(number) {
+            Ok(percent @ 0..=100) => Ok(Self(percent)),
+            _ => Err("it must be from 0% to 100%".into()),
+        }
+    }
+    fn show(&self) -> String {
+        format!("{}%", self.0)
+    }
+}
+
 impl Scalar for String {
     const SHAPE: &'static str = "text";
     fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::report::Look;
 use super::*;
+use crate::hub::{Order, Priority};
 
 /// Loads `yaml` from a file called `fieldgate.yaml`; the reports as text, with the directory taken out.
 pub(super) fn load_text(yaml: &[u8]) -> Result<Loaded, String> {
@@ -451,6 +452,72 @@ fn a_secret_is_not_shown_even_where_its_key_is_misspelt() {
     let text = load_text(yaml.as_bytes()).unwrap_err();
     assert!(text.contains("did you mean `password`?") && text.contains("did you mean `username`?"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn priorities_shares_and_rates_are_checked() {
+    check(
+        "upstreams:
+  - name: a
+    url: mqtts://h
+    live_share: 50
+    max_rate: { messages: 0 }
+    out: [ { filter: a, priority: urgent }, { filter: b, live_share: 101% } ]
+    in: [ { filter: c, priority: low } ]
+",
+        "
+error: `live_share` must be a percentage, as in `50%`
+ --> fieldgate.yaml:4:17
+  |
+4 |     live_share: 50
+  |                 ^^
+
+error: `messages` is out of range
+ --> fieldgate.yaml:5:27
+  |
+5 |     max_rate: { messages: 0 }
+  |                           ^ must be from 1 to 4294967295
+
+error: `priority` must be one of `high`, `normal`, `low`
+ --> fieldgate.yaml:6:35
+  |
+6 |     out: [ { filter: a, priority: urgent }, { filter: b, live_share: 101% } ]
+  |                                   ^^^^^^
+
+error: `live_share` must be a percentage, as in `50%`
+ --> fieldgate.yaml:6:70
+  |
+6 |     out: [ { filter: a, priority: urgent }, { filter: b, live_share: 101% } ]
+  |                                                                      ^^^^ it must be from 0% to 100%
+
+error: unknown key `priority` in `upstreams[].in[]`
+ --> fieldgate.yaml:7:24
+  |
+7 |     in: [ { filter: c, priority: low } ]
+  |                        ^^^^^^^^
+  |
+  = help: the keys in `upstreams[].in[]` are `filter`, `qos`, `retain`, `local_prefix`, `remote_prefix`, `local_topic`, `message_expiry`, `user_properties`",
+    );
+    let clash = "upstreams:
+  - name: a
+    url: mqtts://h
+    live_share: 30%
+    out: [ { filter: a }, { filter: b, live_share: 0% }, { filter: c, priority: low, live_share: 60% },
+           { filter: d, live_share: 40% } ]
+";
+    let text = load_text(clash.as_bytes()).unwrap_err();
+    assert!(text.contains("rule 4 of `out` has the live share 40%, another one of its priority 30%"), "{text}");
+    let yaml = "upstreams:
+  - name: a
+    url: mqtts://h
+    live_share: 30%
+    max_rate: { messages: 100, bytes: 64KiB }
+    out: [ { filter: a }, { filter: b, live_share: 0%, priority: high } ]
+";
+    let upstream = load_text(yaml.as_bytes()).unwrap().config.upstreams.remove(0);
+    assert_eq!((upstream.max_rate.messages.unwrap().get(), upstream.max_rate.bytes.unwrap().get()), (100, 65_536));
+    let orders = [0, 1].map(|rule| upstream.precedence(rule)).map(|it| (it.rank, it.priority, it.order));
+    assert_eq!(orders, [(0, Priority::Normal, Order::LiveBeside), (1, Priority::High, Order::Strict)]);
 }
 
 #[test]

@@ -1,20 +1,22 @@
 //! The section `upstreams`.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use super::access::queue_limits;
 use super::report::Report;
-use super::scalar::{Name, Origin, Scalar, Size, words};
+use super::scalar::{Name, Origin, Percent, Scalar, Size, words};
 use super::source::Span;
 use super::table::Table;
 use super::tls;
 use crate::bridge::proxy::Proxy;
+use crate::bridge::rate::MaxRate;
 use crate::bridge::rules::{Direction, Naming, Provenance, Retain, Rule, RuleSettings};
 use crate::bridge::sas::{self, Sas};
 use crate::bridge::schedule::{Cron, Schedule, Zone};
 use crate::bridge::url::Url;
 use crate::bridge::{AddressOrder, Connection, Settings, VersionChoice, backoff};
-use crate::hub::{QueueLimits, WhenFull};
+use crate::hub::{Priority, QueueLimits, WhenFull};
 use crate::message::QoS;
 use crate::secret::Secret;
 use crate::supervise::describe;
@@ -23,6 +25,7 @@ words!(QoS, "a QoS", "0" => QoS::AtMostOnce, "1" => QoS::AtLeastOnce, "2" => QoS
 words!(VersionChoice, "an MQTT version", "newest" => VersionChoice::Newest, "5" => VersionChoice::V5,
     "3.1.1" => VersionChoice::V3_1_1);
 words!(Retain, "what becomes of the retain flag", "as_published" => Retain::AsPublished, "never" => Retain::Never);
+words!(Priority, "a priority", "high" => Priority::High, "normal" => Priority::Normal, "low" => Priority::Low);
 words!(Provenance, "what messages say of their origin", "omit" => Provenance::Omit, "add" => Provenance::Add);
 
 impl Scalar for Url {
@@ -134,6 +137,11 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         .value("max_inflight_messages", "Messages sent and not yet acknowledged; the broker may allow fewer.")
         .range(1..=u16::MAX)
         .or(defaults.max_inflight);
+    let meaning =
+        "The part of the uplink for messages published while it is up, beside a backlog; 0% keeps strict order.";
+    let live_share = table.value("live_share", meaning).or(Percent(defaults.live_share));
+    let meaning = "The most that is sent to the broker in a second; the rest waits in the queue.";
+    let max_rate = table.table("max_rate", meaning, max_rate).unwrap_or_default();
     let meaning = "A topic on the broker: `1` while the gateway is connected, else `0`; `{gateway}` is its name.";
     let state_topic = table.value::<String>("state_topic", meaning).optional();
     let max_packet_size = table
@@ -167,6 +175,8 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         incoming,
         queue,
         max_inflight,
+        live_share: live_share.0,
+        max_rate,
         state_topic,
         max_packet_size: u32::try_from(max_packet_size.0).unwrap_or(u32::MAX),
         max_hops,
@@ -273,13 +283,14 @@ fn rules(table: &mut Table<'_>, direction: Direction, gateway: &str) -> Vec<Rule
             .optional();
         let meaning = "User properties to add (MQTT 5); `{gateway}`, `{1}` and `{#}` stand for what they do in topics.";
         let user_properties = table.pairs::<String, String>("user_properties", meaning);
-        let provenance = match direction {
-            Direction::Out => {
-                let meaning = "Whether messages say their time, number and boot id in user properties (MQTT 5).";
-                table.value("provenance", meaning).or(Provenance::Omit)
-            }
-            Direction::In => Provenance::Omit,
-        };
+        let (mut provenance, mut priority, mut live_share) = (Provenance::Omit, Priority::Normal, None);
+        if direction == Direction::Out {
+            let meaning = "Whether messages say their time, number and boot id in user properties (MQTT 5).";
+            provenance = table.value("provenance", meaning).or(provenance);
+            priority = table.value("priority", "What is more urgent is sent first, always.").or(priority);
+            let meaning = "As the upstream's, for these messages; the rules of one priority have one share, or 0%.";
+            live_share = table.value::<Percent>("live_share", meaning).optional();
+        }
         let filter = filter?;
         let settings = RuleSettings {
             filter: filter.value,
@@ -289,6 +300,8 @@ fn rules(table: &mut Table<'_>, direction: Direction, gateway: &str) -> Vec<Rule
             message_expiry,
             user_properties: user_properties.into_iter().map(|(name, value)| (name.value, value.value)).collect(),
             provenance,
+            priority,
+            live_share: live_share.map(|percent| percent.0),
         };
         match Rule::new(direction, &settings, gateway) {
             Ok(_) => Some(settings),
@@ -297,6 +310,17 @@ fn rules(table: &mut Table<'_>, direction: Direction, gateway: &str) -> Vec<Rule
                 None
             }
         }
+    })
+}
+
+fn max_rate(table: &mut Table<'_>) -> Option<MaxRate> {
+    let messages = table.value::<u32>("messages", "Messages in a second; no limit if absent.").range(1..=u32::MAX);
+    let messages = messages.optional();
+    let bytes = table.value::<Size>("bytes", "Bytes of MQTT packets in a second; no limit if absent.");
+    let bytes = bytes.range(Size(1)..=Size::mib(1 << 20)).optional();
+    Some(MaxRate {
+        messages: messages.and_then(NonZeroU32::new),
+        bytes: bytes.and_then(|bytes| NonZeroU64::new(bytes.0)),
     })
 }
 

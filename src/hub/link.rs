@@ -469,7 +469,7 @@ impl Link {
         let expired = state.queue.take(into, max, window, now, &mut ops);
         state.settle();
         submit(self.hub.store(), &mut ops, Due::Later);
-        let (backlog, has_tail) = (state.queue.backlog(), state.queue.has_tail());
+        let (backlog, has_tail) = (state.queue.pressure(), state.queue.has_tail());
         drop(state);
         self.session.tell_drained(backlog);
         if has_tail {
@@ -483,6 +483,16 @@ impl Link {
         if expired > 0 {
             self.hub.0.counters.dropped_expired.fetch_add(expired, Ordering::Relaxed);
         }
+    }
+
+    /// QoS 1 and 2 messages that wait to be sent, live ones aside where a share of the connection is theirs.
+    pub fn backlog(&self) -> u64 {
+        self.state().map_or(0, |state| state.queue.backlog())
+    }
+
+    /// Whether [`Link::take`] would find nothing, however much it were asked for.
+    pub fn is_idle(&self) -> bool {
+        self.state().is_none_or(|state| state.queue.is_idle())
     }
 
     /// Waits for something to send, and takes it. Empty when the connection must close.

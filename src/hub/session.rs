@@ -272,7 +272,7 @@ impl Session {
             let due = if connected && !state.queue.lane_has_tail(lane) { Due::Soon } else { Due::Now };
             submit(store, ops, due);
         }
-        let backlog = state.queue.backlog();
+        let backlog = state.queue.pressure();
         // Asked only to end an episode of losses, which most queues never have.
         let may_recover = shortage != Some(Shortage::Disk) && !state.account.is_tight();
         let has_room = self.overflow.load(Ordering::Relaxed) > 0 && may_recover && {
@@ -350,7 +350,7 @@ impl Session {
         self.waited_for.store(true, Ordering::SeqCst);
         {
             let state = self.state.lock();
-            if state.attached.is_none() || !over_low(state.queue.backlog()) {
+            if state.attached.is_none() || !over_low(state.queue.pressure()) {
                 return;
             }
         }

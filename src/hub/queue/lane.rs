@@ -157,7 +157,7 @@ impl Lane {
     }
 
     /// Messages and bytes that wait in memory: what a slow connection makes grow.
-    pub fn backlog(&self) -> (usize, u64) {
+    pub fn pressure(&self) -> (usize, u64) {
         (self.waiting.len() + self.lossy.len(), self.waiting_bytes + self.lossy_bytes)
     }
 

@@ -267,9 +267,19 @@ impl Queue {
     }
 
     /// Messages and bytes that wait in memory, in the lane with the most: what a slow connection makes grow.
-    pub fn backlog(&self) -> (usize, u64) {
-        let backlogs = self.lanes.iter().map(Lane::backlog);
-        backlogs.fold((0, 0), |most, lane| (most.0.max(lane.0), most.1.max(lane.1)))
+    pub fn pressure(&self) -> (usize, u64) {
+        self.lanes.iter().map(Lane::pressure).fold((0, 0), |most, lane| (most.0.max(lane.0), most.1.max(lane.1)))
+    }
+
+    /// QoS 1 and 2 messages that wait to be sent, except those that are live.
+    pub fn backlog(&self) -> u64 {
+        let backlogs = Priority::ALL.iter().filter_map(|priority| self.lanes.get(priority.lane()));
+        backlogs.map(|lane| lane.depth().messages).sum()
+    }
+
+    /// Whether there is nothing to send, now or once something has reached the disk.
+    pub fn is_idle(&self) -> bool {
+        self.lanes.iter().all(Lane::is_idle)
     }
 
     /// What is not yet acknowledged of what was sent on this connection.
