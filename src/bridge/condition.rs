@@ -1,5 +1,6 @@
 //! How an upstream is doing: what its task writes down, and what people, scrapes and the web UI read.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,13 +13,16 @@ use super::settings::Connection;
 use crate::clock::UnixMillis;
 use crate::hub::{Face, Hub};
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
+use crate::tls::ClientTls;
 
 /// What the task of one upstream shares with those who look at it.
 pub(super) struct Shared {
     pub name: String,
     /// The session on the hub.
-    pub session: std::sync::Arc<str>,
+    pub session: Arc<str>,
     pub hub: Hub,
+    /// Once they could be read; `None` where none are needed.
+    pub tls: Mutex<Option<Arc<ClientTls>>>,
     /// When to be connected, as configured.
     pub connection: Connection,
     /// What the operator wants now.
@@ -132,11 +136,12 @@ impl Condition {
         self.progress = None;
     }
 
-    fn health(&self) -> Health {
+    /// `expires` says whether a certificate does soon.
+    fn health(&self, expires: bool) -> Health {
         match (self.phase, &self.reason) {
             (phase, _) if phase.is_rest() => Health::Paused,
-            (Phase::Connected, None) => Health::Good,
-            (Phase::Connected, Some(_)) => Health::Degraded,
+            (Phase::Connected, None) if !expires => Health::Good,
+            (Phase::Connected, _) => Health::Degraded,
             (Phase::Starting | Phase::Connecting, None) => Health::Starting,
             _ => Health::Down,
         }
@@ -230,6 +235,16 @@ struct Report<'a> {
 }
 
 impl Shared {
+    /// What a person should look at: why the upstream is not connected, or what will end it.
+    fn reason(&self, condition: &Condition) -> Option<String> {
+        condition.reason.clone().or_else(|| self.expiry_notice())
+    }
+
+    /// What to tell a person about certificates that expire.
+    pub fn expiry_notice(&self) -> Option<String> {
+        self.tls.lock().as_ref().and_then(|tls| tls.expiry_notice(self.now()))
+    }
+
     pub fn now(&self) -> UnixMillis {
         self.hub.clock().now()
     }
@@ -259,9 +274,10 @@ impl Shared {
     /// The payload for `$SYS/fieldgate/upstreams/{name}`.
     pub fn report(&self) -> String {
         let condition = self.condition.lock().clone();
+        let reason = self.reason(&condition);
         let report = Report {
             state: condition.phase.name(),
-            reason: condition.reason.as_deref(),
+            reason: reason.as_deref(),
             since: condition.since.to_string(),
             queued: self.queued().0,
             next_attempt: condition.next_attempt.map(|at| at.to_string()),
@@ -275,6 +291,7 @@ impl Shared {
 impl Observe for Shared {
     fn statuses(&self) -> Vec<Status> {
         let condition = self.condition.lock().clone();
+        let reason = self.reason(&condition);
         let (messages, bytes) = self.queued();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed).to_string();
         let mut facts = Vec::new();
@@ -300,8 +317,8 @@ impl Observe for Shared {
             kind: Kind::Upstream,
             name: self.name.clone(),
             parent: None,
-            health: condition.health(),
-            reason: condition.reason,
+            health: condition.health(self.expiry_notice().is_some()),
+            reason,
             since: condition.since,
             facts,
         }]
@@ -336,6 +353,12 @@ impl Observe for Shared {
         counter("fieldgate_upstream_messages_received_total", "Messages from the upstream.", count(received));
         let help = "Messages sent at a lower QoS or not retained, because the upstream cannot do better.";
         counter("fieldgate_upstream_messages_lowered_total", help, count(lowered));
+        for (whose, end) in self.tls.lock().iter().flat_map(|tls| tls.ends(self.now())) {
+            let labels = [("upstream", self.name.as_str()), ("certificate", whose)];
+            let help = "When the own certificate, or the next authority of the `ca` file, expires.";
+            let name = "fieldgate_upstream_certificate_expiry_timestamp_seconds";
+            metrics.gauge(name, help, &labels, end.0 as f64 / 1000.0);
+        }
         for possible in Phase::ALL {
             let labels = [("upstream", self.name.as_str()), ("state", possible.name())];
             let help = "1 for what the upstream is doing, 0 for what it is not.";

@@ -88,6 +88,7 @@ impl Upstream {
             name: settings.name.clone(),
             session: settings.name.as_str().into(),
             condition: Mutex::new(Condition::new(hub.clock().now())),
+            tls: Mutex::new(None),
             hub,
             connection: settings.connection.clone(),
             wish: watch::Sender::new(Wish::AsConfigured),

@@ -1,5 +1,6 @@
 //! The task of one upstream: connect, stream, and after a loss wait and connect again, for ever.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::message::{Message, QoS};
 use crate::proto::mqtt::client::Options;
 use crate::proto::mqtt::server::Will;
 use crate::proto::mqtt::{ReasonCode, Version};
-use crate::tls::ClientTls;
+use crate::tls::{CHECK_INTERVAL, ClientTls};
 use crate::topic::TopicName;
 
 /// How often the state topic is brought up to date while only the depth of the queue changes.
@@ -37,6 +38,8 @@ const OLD_QOS_2_WINDOW: u16 = 20;
 /// How often a lazy upstream looks whether something waits. A session without connection has nobody to wake, and a
 /// connection that is made when needed is in no hurry.
 const LAZY_LOOK: Duration = Duration::from_millis(500);
+/// How often the log says that a certificate expires.
+const REMIND: Duration = Duration::from_secs(86_400);
 /// How many different reasons are logged within one outage.
 const REASONS_LOGGED: usize = 8;
 
@@ -54,16 +57,38 @@ pub(super) async fn run(upstream: Upstream, shutdown: watch::Receiver<bool>) {
     tokio::select! {
         () = uplink.work() => {}
         () = reporter.work() => {}
+        () = watch_certificates(&upstream) => {}
     }
     upstream.shared.enter(Phase::Stopped, None);
     reporter.report();
+}
+
+/// Takes over renewed certificates while connected too, and logs what expires: when it is first known, and once a day.
+async fn watch_certificates(upstream: &Upstream) {
+    let shared = &upstream.shared;
+    let mut ticks = interval(CHECK_INTERVAL);
+    let mut told: Option<Instant> = None;
+    loop {
+        ticks.tick().await;
+        let tls = shared.tls.lock().clone();
+        if let Some(tls) = tls {
+            tls.refresh_and_log(&shared.name);
+        }
+        match shared.expiry_notice() {
+            None => told = None,
+            Some(_) if told.is_some_and(|told| told.elapsed() < REMIND) => {}
+            Some(notice) => {
+                warn!(upstream = shared.name, "{notice}");
+                told = Some(Instant::now());
+            }
+        }
+    }
 }
 
 struct Uplink<'a> {
     upstream: &'a Upstream,
     stop: Stop,
     backoff: Backoff,
-    tls: Option<ClientTls>,
     /// When the connection is to be made anew with a new token.
     renew_at: Option<Instant>,
     /// Index of the address after the one used last, where they take turns.
@@ -112,7 +137,6 @@ impl<'a> Uplink<'a> {
             upstream,
             stop,
             backoff: Backoff::new(upstream.settings.backoff),
-            tls: None,
             renew_at: None,
             next_address: 0,
             version: match upstream.settings.version {
@@ -305,13 +329,11 @@ impl<'a> Uplink<'a> {
         let proof = if settings.sas.is_some() { Proof::Token } else { Proof::Given };
         let who = Who { client_id: &upstream.rules.client_id, username: settings.username.as_deref(), proof };
         let deadline = Instant::now() + settings.connect_timeout;
-        if url.scheme.is_tls() {
-            self.load_tls().map_err(Attempt::Failed)?;
-        }
+        let tls = url.scheme.is_tls().then(|| self.load_tls()).transpose().map_err(Attempt::Failed)?;
         let way = Way {
             url,
             proxy: settings.proxy.as_ref(),
-            tls: self.tls.as_ref(),
+            tls: tls.as_deref(),
             timeout: settings.connect_timeout,
             max_packet_size: settings.max_packet_size,
         };
@@ -349,12 +371,8 @@ impl<'a> Uplink<'a> {
             down_for = ?self.down_since.elapsed(), "upstream connected"
         );
         self.told.clear();
-        let notice = self.tls.as_ref().and_then(|tls| tls.expiry_notice(shared.now()));
-        if let Some(notice) = &notice {
-            warn!(upstream = shared.name, "{notice}");
-        }
         shared.condition.lock().version = Some(version);
-        shared.enter(Phase::Connected, notice);
+        shared.enter(Phase::Connected, None);
         let subscribe = !session_present || !self.subscribed || self.version == Version::V5;
         let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link);
         stream.idle_timeout = match (&settings.connection, *shared.wish.borrow()) {
@@ -366,18 +384,18 @@ impl<'a> Uplink<'a> {
 
     /// Opens the certificates on first use, and takes over renewed ones before each attempt. Where they cannot be read,
     /// the gateway runs, the queue fills, and the reason stands in the status until they can.
-    fn load_tls(&mut self) -> Result<(), String> {
-        match &self.tls {
-            Some(tls) => tls.refresh_and_log(&self.upstream.shared.name),
-            None => {
-                let tls = ClientTls::open(self.upstream.settings.tls.clone()).map_err(|error| {
-                    let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})"));
-                    format!("{error}{}", cause.unwrap_or_default())
-                })?;
-                self.tls = Some(tls);
-            }
+    fn load_tls(&self) -> Result<Arc<ClientTls>, String> {
+        let shared = &self.upstream.shared;
+        let mut opened = shared.tls.lock();
+        if let Some(tls) = &*opened {
+            tls.refresh_and_log(&shared.name);
+            return Ok(tls.clone());
         }
-        Ok(())
+        let tls = ClientTls::open(self.upstream.settings.tls.clone()).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})"));
+            format!("{error}{}", cause.unwrap_or_default())
+        })?;
+        Ok(opened.insert(Arc::new(tls)).clone())
     }
 
     fn options(&self) -> Options {

@@ -222,6 +222,12 @@ impl Observe for Shared {
             "PUBLISH packets refused because their payload is not the UTF-8 it says it is.",
             &counters.payload_format_invalid,
         );
+        for (whose, end) in self.tls.iter().flat_map(|tls| tls.ends(self.hub.clock().now())) {
+            let labels = [("listener", self.name.as_str()), ("certificate", whose)];
+            let help = "When the listener's certificate, or the next authority of clients' certificates, expires.";
+            let name = "fieldgate_listener_certificate_expiry_timestamp_seconds";
+            metrics.gauge(name, help, &labels, end.0 as f64 / 1000.0);
+        }
         for (reason, refusals) in Refusal::NAMES.iter().zip(&counters.refused) {
             let labels = [("listener", self.name.as_str()), ("reason", reason)];
             let help = "Connections closed unheard, by the limit they went over.";

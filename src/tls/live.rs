@@ -26,11 +26,33 @@ pub trait Source {
     /// The files whose change asks for a new build.
     fn files(&self) -> Vec<&Path>;
 
-    /// Reads the files; also tells when the own certificate expires, where there is one.
+    /// Which of the files holds the own certificate.
+    fn certificate(&self) -> Option<&Path>;
+
+    /// Which of the files holds the authorities to trust.
+    fn authorities(&self) -> Option<&Path>;
+
+    /// Reads the files; also tells when what they hold expires.
     ///
     /// # Errors
     /// [`TlsError`] names the file, what is wrong with it and what to do.
-    fn build(&self) -> Result<(Self::Config, Option<UnixMillis>), TlsError>;
+    fn build(&self) -> Result<(Self::Config, Ends), TlsError>;
+}
+
+/// When certificates stop being valid.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The own one; `None` for a client that shows none.
+    pub certificate: Option<UnixMillis>,
+    /// The authorities of a file, the first to end first. The system's are the system's care.
+    pub authorities: Vec<UnixMillis>,
+}
+
+impl Ends {
+    /// When the next authority ends: one that has ended beside others that have not is only a leftover.
+    fn next_authority(&self, now: UnixMillis) -> Option<UnixMillis> {
+        self.authorities.iter().find(|end| **end > now).or(self.authorities.last()).copied()
+    }
 }
 
 /// A configuration built from files and rebuilt when they change.
@@ -41,7 +63,7 @@ pub struct Live<S: Source> {
 
 struct Current<C> {
     config: Arc<C>,
-    expires_at: Option<UnixMillis>,
+    ends: Ends,
     seen: Vec<Option<Fingerprint>>,
 }
 
@@ -60,8 +82,8 @@ impl<S: Source> Live<S> {
     /// [`TlsError`] names the file, what is wrong with it and what to do.
     pub fn open(settings: S) -> Result<Self, TlsError> {
         let seen = fingerprints(&settings);
-        let (config, expires_at) = settings.build()?;
-        let current = RwLock::new(Current { config: Arc::new(config), expires_at, seen });
+        let (config, ends) = settings.build()?;
+        let current = RwLock::new(Current { config: Arc::new(config), ends, seen });
         Ok(Self { settings, current })
     }
 
@@ -76,21 +98,36 @@ impl<S: Source> Live<S> {
 
     /// When the own certificate expires; `None` for a client that shows none.
     pub fn expires_at(&self) -> Option<UnixMillis> {
-        self.current.read().expires_at
+        self.current.read().ends.certificate
     }
 
-    /// What to tell a person when the own certificate has expired at `now` or will within [`EXPIRY_NOTICE`].
+    /// When the own certificate and the next authority of a file stop being valid, under the words for them in metrics.
+    pub fn ends(&self, now: UnixMillis) -> impl Iterator<Item = (&'static str, UnixMillis)> + use<S> {
+        let ends = self.current.read().ends.clone();
+        let authority = ends.next_authority(now).map(|end| ("authority", end));
+        ends.certificate.map(|end| ("own", end)).into_iter().chain(authority)
+    }
+
+    /// What to tell a person when a certificate has expired at `now` or will within [`EXPIRY_NOTICE`].
     pub fn expiry_notice(&self, now: UnixMillis) -> Option<String> {
-        let expires_at = self.expires_at()?;
         // A clock that was never set says nothing about certificates.
-        if now < RELEASED || expires_at.since(now) > EXPIRY_NOTICE {
+        if now < RELEASED {
             return None;
         }
-        let files = self.settings.files();
-        // The own certificate comes just before its key, in both kinds of settings.
-        let path = files.iter().rev().nth(1).map_or_else(String::new, |path| path.display().to_string());
-        let verb = if expires_at <= now { "expired" } else { "expires" };
-        Some(format!("the certificate {path} {verb} on {expires_at}; replace it, no restart is needed"))
+        let (settings, current) = (&self.settings, self.current.read());
+        let own = current
+            .ends
+            .certificate
+            .zip(settings.certificate())
+            .map(|(end, path)| (end, format!("the certificate {}", path.display()), "replace it"));
+        let authority =
+            current.ends.next_authority(now).zip(settings.authorities()).map(|(end, path)| {
+                (end, format!("an authority in {}", path.display()), "add its successor to the file")
+            });
+        let due = |end: &UnixMillis| end.since(now) <= EXPIRY_NOTICE;
+        let (end, what, remedy) = [own, authority].into_iter().flatten().find(|(end, ..)| due(end))?;
+        let verb = if end <= now { "expired" } else { "expires" };
+        Some(format!("{what} {verb} on {end}; {remedy}, no restart is needed"))
     }
 
     /// Reads the files again and uses what they hold. On an error the old configuration stays in use.
@@ -103,9 +140,9 @@ impl<S: Source> Live<S> {
         let built = self.settings.build();
         let mut current = self.current.write();
         current.seen = seen;
-        let (config, expires_at) = built?;
+        let (config, ends) = built?;
         current.config = Arc::new(config);
-        current.expires_at = expires_at;
+        current.ends = ends;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 use thiserror::Error;
 
 use crate::clock::UnixMillis;
-pub use live::{CHECK_INTERVAL, EXPIRY_NOTICE, Live, Source};
+pub use live::{CHECK_INTERVAL, EXPIRY_NOTICE, Ends, Live, Source};
 pub use subject::{common_name, subject};
 
 /// The live TLS configuration of a listener.
@@ -127,7 +127,16 @@ impl Source for ServerSettings {
         files
     }
 
-    fn build(&self) -> Result<(ServerConfig, Option<UnixMillis>), TlsError> {
+    fn certificate(&self) -> Option<&Path> {
+        Some(&self.certificate)
+    }
+
+    fn authorities(&self) -> Option<&Path> {
+        self.client_ca.as_deref()
+    }
+
+    fn build(&self) -> Result<(ServerConfig, Ends), TlsError> {
+        let mut ends = Ends::default();
         let provider = provider();
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(VERSIONS)
@@ -135,7 +144,9 @@ impl Source for ServerSettings {
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(pem::authorities(path)?), provider);
+                let roots;
+                (roots, ends.authorities) = pem::authorities(path)?;
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
                 let verifier =
                     if self.require_client_certificate { verifier } else { verifier.allow_unauthenticated() };
                 let verifier = verifier
@@ -145,11 +156,11 @@ impl Source for ServerSettings {
             }
         };
         let (chain, key) = pem::identity(&self.certificate, &self.key)?;
-        let expires_at = expiry_of(&chain);
+        ends.certificate = expiry_of(&chain);
         // No ALPN on this side: a client that offers `mqtt` is served as well as one that offers nothing.
         let config =
             builder.with_single_cert(chain, key).map_err(|error| unusable(&self.certificate, &self.key, error))?;
-        Ok((config, expires_at))
+        Ok((config, ends))
     }
 }
 
@@ -164,28 +175,34 @@ impl Source for ClientSettings {
         files
     }
 
-    fn build(&self) -> Result<(ClientConfig, Option<UnixMillis>), TlsError> {
-        let roots = match &self.ca {
+    fn certificate(&self) -> Option<&Path> {
+        self.identity.as_ref().map(|identity| identity.certificate.as_path())
+    }
+
+    fn authorities(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+
+    fn build(&self) -> Result<(ClientConfig, Ends), TlsError> {
+        let (roots, authorities) = match &self.ca {
             Some(path) => pem::authorities(path)?,
-            None => system_roots()?,
+            None => (system_roots()?, Vec::new()),
         };
+        let mut ends = Ends { certificate: None, authorities };
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)
             .map_err(TlsError::Protocol)?
             .with_root_certificates(roots);
-        let (mut config, expires_at) = match &self.identity {
-            None => (builder.with_no_client_auth(), None),
+        let mut config = match &self.identity {
+            None => builder.with_no_client_auth(),
             Some(ClientIdentity { certificate, key: key_path }) => {
                 let (chain, key) = pem::identity(certificate, key_path)?;
-                let expires_at = expiry_of(&chain);
-                let config = builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|error| unusable(certificate, key_path, error))?;
-                (config, expires_at)
+                ends.certificate = expiry_of(&chain);
+                builder.with_client_auth_cert(chain, key).map_err(|error| unusable(certificate, key_path, error))?
             }
         };
         config.alpn_protocols = self.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
-        Ok((config, expires_at))
+        Ok((config, ends))
     }
 }
 

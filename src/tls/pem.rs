@@ -8,7 +8,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::TlsError;
+use super::{TlsError, validity};
+use crate::clock::UnixMillis;
 
 /// The most that is read of a file. A bundle of every public authority is a quarter of this.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -33,16 +34,19 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     Ok(certificates)
 }
 
-/// The certificates of `path` as the authorities to trust.
-pub(super) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+/// The certificates of `path` as the authorities to trust, and when they stop being valid, the first first.
+pub(super) fn authorities(path: &Path) -> Result<(RootCertStore, Vec<UnixMillis>), TlsError> {
     let mut roots = RootCertStore::empty();
+    let mut ends = Vec::new();
     for (index, certificate) in certificates(path)?.into_iter().enumerate() {
+        ends.extend(validity::not_after(&certificate));
         roots.add(certificate).map_err(|error| TlsError::Authorities {
             path: path.into(),
             problem: format!("certificate {} of the file: {error}", index + 1),
         })?;
     }
-    Ok(roots)
+    ends.sort_unstable();
+    Ok((roots, ends))
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {

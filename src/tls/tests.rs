@@ -217,6 +217,29 @@ fn expiry_is_announced_in_time_and_not_by_a_clock_that_was_never_set() {
 }
 
 #[test]
+fn the_end_of_an_authority_is_announced_unless_others_outlast_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let year = Duration::from_secs(365 * 86_400);
+    let later = UnixMillis(now().0 + i64::try_from(year.as_millis()).unwrap());
+    let old = Authority::open(&directory.path().join("old"), now()).unwrap();
+    let new = Authority::open(&directory.path().join("new"), later).unwrap();
+    let both = directory.path().join("both.pem");
+    let text = |authority: &Authority| fs::read_to_string(authority.certificate()).unwrap();
+    fs::write(&both, text(&new) + &text(&old)).unwrap();
+    let client = ClientTls::open(trusting(both)).unwrap();
+    let ends = |now| client.ends(now).collect::<Vec<_>>();
+    let [("authority", end)] = ends(now())[..] else { panic!("a client without a certificate has authorities only") };
+    assert_eq!(client.expiry_notice(now()), None);
+    let notice = client.expiry_notice(UnixMillis(end.0 - 1)).unwrap();
+    assert!(notice.contains("an authority in") && notice.contains("both.pem expires on 20"), "{notice}");
+    assert_eq!(client.expiry_notice(UnixMillis(end.0 + 1)), None, "the new one is there");
+    let [("authority", last)] = ends(UnixMillis(end.0 + 1))[..] else { panic!("the new one is left") };
+    assert!(last.since(end) > year - Duration::from_secs(86_400));
+    let notice = client.expiry_notice(UnixMillis(last.0 + 1)).unwrap();
+    assert!(notice.contains("both.pem expired on 20") && notice.contains("add its successor"), "{notice}");
+}
+
+#[test]
 fn a_certificate_made_before_the_clock_was_set_is_valid_once_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::open(directory.path(), UnixMillis(0)).unwrap();

@@ -6,6 +6,7 @@ mod loops;
 mod modes;
 mod peer;
 mod proxy;
+mod tls;
 
 use std::path::Path;
 use std::time::Duration;

@@ -27,8 +27,18 @@ pub struct Peer {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// What a TLS client asked for and showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub server_name: Option<String>,
+    pub alpn: Option<String>,
+    /// The client's certificate, in DER.
+    pub certificate: Option<Vec<u8>>,
+}
+
 /// One accepted connection.
 pub struct Connection {
+    pub shown: Option<Shown>,
     stream: Box<dyn Stream>,
     input: BytesMut,
     version: Version,
@@ -110,11 +120,22 @@ impl Peer {
     pub async fn try_accept(&self) -> std::io::Result<Connection> {
         let accept = async {
             let (stream, _) = self.listener.accept().await?;
+            let mut shown = None;
             let stream: Box<dyn Stream> = match &self.tls {
                 None => Box::new(stream),
-                Some(config) => Box::new(TlsAcceptor::from(config.clone()).accept(stream).await?),
+                Some(config) => {
+                    let stream = TlsAcceptor::from(config.clone()).accept(stream).await?;
+                    let tls = stream.get_ref().1;
+                    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                    shown = Some(Shown {
+                        server_name: tls.server_name().map(Into::into),
+                        alpn: tls.alpn_protocol().map(text),
+                        certificate: tls.peer_certificates().and_then(|chain| Some(chain.first()?.to_vec())),
+                    });
+                    Box::new(stream)
+                }
             };
-            Ok(Connection { stream, input: BytesMut::new(), version: Version::V5 })
+            Ok(Connection { shown, stream, input: BytesMut::new(), version: Version::V5 })
         };
         timeout(PATIENCE, accept).await.expect("a connection")
     }
