@@ -232,7 +232,11 @@ impl Connection {
                     assigned_client_id: assigned.then(|| &**link.client_id()),
                     expiry,
                 };
-                self.server.accept(&accept, Instant::now().into_std(), &mut output.bytes);
+                if let Err(error) = self.server.accept(&accept, Instant::now().into_std(), &mut output.bytes) {
+                    // It has not been connected, and so is not lost.
+                    link.detach(false, None);
+                    return Err(End::Protocol(error));
+                }
                 self.link = Some(link);
                 self.hungry = true;
                 self.reparse = !self.leftover.is_empty();

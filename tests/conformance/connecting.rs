@@ -411,6 +411,27 @@ async fn a_refusal_fits_what_the_client_takes() {
     broker.stop().await;
 }
 
+// [MQTT-3.1.2-24], [MQTT-3.2.0-1]: where there is no room for the CONNACK there is no connection, and it is not lost.
+#[tokio::test]
+async fn a_client_that_takes_no_connack_is_refused() {
+    let broker = Broker::start().await;
+    let mut watcher = broker.connect_3("watcher").await;
+    watcher.send(r#"82 06 0001 0001 "w" 00"#).await;
+    watcher.expect("90 03 0001 00").await;
+    for (most, connack) in [(1, ""), (4, ""), (5, "20 03 00 95 00"), (15, "20 03 00 95 00"), (16, CONNACK_5)] {
+        let mut peer = broker.open().await;
+        let connect = r#"0004 "MQTT" 05 06 003C 05 27"#;
+        peer.send(&format!(r#"10 1A {connect} {most:08X} 0001 "c" 00 0001 "w" 0001 "x""#)).await;
+        peer.expect(connack).await;
+        if most < 16 {
+            peer.expect_close(None).await;
+            watcher.expect_nothing().await;
+        }
+    }
+    watcher.expect(r#"30 04 0001 "w" "x""#).await;
+    broker.stop().await;
+}
+
 // [MQTT-3.1.2-29], [MQTT-3.1.2-28]
 #[tokio::test]
 async fn nothing_is_explained_to_who_does_not_want_it() {

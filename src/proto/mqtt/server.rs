@@ -438,9 +438,10 @@ impl<R> Server<R> {
     }
 
     /// Answers the CONNECT with yes. The keep alive counts from `now`.
-    pub fn accept(&mut self, accept: &Accept<'_>, now: Instant, out: &mut Vec<u8>) {
-        self.phase = Phase::Connected;
-        self.last_input = now;
+    ///
+    /// # Errors
+    /// The client takes no packet as large as the answer: hand the error to [`Server::close`] and close the connection.
+    pub fn accept(&mut self, accept: &Accept<'_>, now: Instant, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
         let asked = self.requested_keep_alive;
         let given = self.settings.max_keep_alive.filter(|&max| self.version.is_5() && (asked == 0 || asked > max));
         // [MQTT-3.1.2-22]
@@ -462,7 +463,12 @@ impl<R> Server<R> {
         let session_present = accept.session_present && self.version != Version::V3_1;
         let connack =
             Connack { session_present, reason: ReasonCode::Success, properties: properties.as_slice().into() };
-        self.write(&Packet::Connack(connack), out);
+        let what = "the client takes no packet as large as its CONNACK";
+        let too_large = |_| ProtocolError::with(ReasonCode::PacketTooLarge, what);
+        Packet::Connack(connack).encode(self.version, self.outbound.max_packet_size, out).map_err(too_large)?;
+        self.phase = Phase::Connected;
+        self.last_input = now;
+        Ok(())
     }
 
     /// Answers the CONNECT with no; close the connection next. `what` is told to 5.0 clients.

@@ -25,7 +25,7 @@ impl Peer {
     fn connected(connect: &str, settings: Settings) -> Self {
         let mut peer = Self::new(settings);
         peer.connect(connect).unwrap();
-        peer.server.accept(&Accept::default(), peer.now, &mut peer.out);
+        peer.server.accept(&Accept::default(), peer.now, &mut peer.out).unwrap();
         peer.out.clear();
         peer
     }
@@ -93,7 +93,7 @@ fn a_connect_is_handed_over_and_accepted() {
     );
     assert_eq!(will.delay, Duration::from_secs(7));
     let accept = Accept { session_present: true, assigned_client_id: None, expiry: None };
-    peer.server.accept(&accept, peer.now, &mut peer.out);
+    peer.server.accept(&accept, peer.now, &mut peer.out).unwrap();
     assert_eq!(peer.out, bytes("20 0E 01 00 0B 21 0400 27 00100000 22 000A"));
 }
 
@@ -101,7 +101,7 @@ fn a_connect_is_handed_over_and_accepted() {
 fn a_connack_of_3_x_is_four_bytes() {
     let mut peer = Peer::new(Settings::default());
     peer.connect(CONNECT_3).unwrap();
-    peer.server.accept(&Accept { session_present: true, ..Accept::default() }, peer.now, &mut peer.out);
+    peer.server.accept(&Accept { session_present: true, ..Accept::default() }, peer.now, &mut peer.out).unwrap();
     assert_eq!(peer.out, bytes("20 02 01 00"));
 }
 
@@ -138,7 +138,7 @@ fn an_empty_client_id_is_fine_for_a_clean_session() {
     let mut peer = Peer::new(Settings { topic_alias_maximum: 0, ..Settings::default() });
     peer.connect(r#"10 0D 0004 "MQTT" 05 00 003C 00 0000"#).unwrap();
     let accept = Accept { assigned_client_id: Some("x1"), expiry: Some(Expiry::Never), session_present: false };
-    peer.server.accept(&accept, peer.now, &mut peer.out);
+    peer.server.accept(&accept, peer.now, &mut peer.out).unwrap();
     assert_eq!(peer.out, bytes(r#"20 15 00 00 12 11 FFFFFFFF 21 0400 27 00100000 12 0002 "x1""#));
 }
 
@@ -155,7 +155,7 @@ fn silence_of_one_and_a_half_keep_alives_ends_the_connection() {
     let mut peer = Peer::new(Settings::default());
     assert_eq!(peer.server.deadline(), Some(peer.now + Duration::from_secs(10)));
     peer.connect(CONNECT_5).unwrap();
-    peer.server.accept(&Accept::default(), peer.now, &mut peer.out);
+    peer.server.accept(&Accept::default(), peer.now, &mut peer.out).unwrap();
     let deadline = peer.now + Duration::from_secs(90);
     assert_eq!(peer.server.deadline(), Some(deadline));
     peer.now += Duration::from_secs(80);
@@ -173,7 +173,7 @@ fn a_5_0_client_is_given_a_keep_alive_where_its_own_is_too_long() {
     let settings = Settings { max_keep_alive: Some(30), topic_alias_maximum: 0, ..Settings::default() };
     let mut peer = Peer::new(settings.clone());
     peer.connect(CONNECT_5).unwrap();
-    peer.server.accept(&Accept::default(), peer.now, &mut peer.out);
+    peer.server.accept(&Accept::default(), peer.now, &mut peer.out).unwrap();
     assert_eq!(peer.out, bytes("20 0E 00 00 0B 21 0400 27 00100000 13 001E"));
     assert_eq!(peer.server.deadline(), Some(peer.now + Duration::from_secs(45)));
     let peer = Peer::connected(CONNECT_3, settings);
@@ -278,9 +278,9 @@ fn an_outbound_topic_alias_is_used_where_the_client_takes_one() {
 // [MQTT-3.1.2-24], [MQTT-3.1.2-25], [MQTT-3.14.2-3]
 #[test]
 fn nothing_larger_than_the_client_takes_is_sent() {
-    let mut peer = Peer::connected(r#"10 13 0004 "MQTT" 05 02 003C 05 27 0000000A 0001 "c""#, Settings::default());
+    let mut peer = Peer::connected(r#"10 13 0004 "MQTT" 05 02 003C 05 27 00000010 0001 "c""#, Settings::default());
     let topic = crate::topic::TopicName::new("a").unwrap();
-    let message = crate::message::Message::new(topic, "123456", QoS::AtMostOnce, Default::default());
+    let message = crate::message::Message::new(topic, "123456789012", QoS::AtMostOnce, Default::default());
     let head = PublishHead::new(&message, QoS::AtMostOnce);
     let sent = peer.server.publish(&head, usize::MAX, &mut peer.out);
     assert_eq!((sent, peer.out.len()), (Err(EncodeError::PacketTooLarge), 0));
