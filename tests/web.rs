@@ -14,7 +14,7 @@ use fieldgate::tls::issue::{Authority, LOOPBACK_NAMES, Usage};
 use fieldgate::tls::{ClientSettings, ClientTls, ServerSettings};
 use fieldgate::topic::SharedFilter;
 use fieldgate::web::log::LogRing;
-use fieldgate::web::{ControlError, Controls, Depth, Parts, Server, Settings, Switch, Upstream};
+use fieldgate::web::{Backlog, ControlError, Controls, Depth, Parts, Server, Settings, Switch, Upstream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -74,7 +74,8 @@ impl Controls for Desk {
         let depth = Depth { messages: 5, bytes: 500, max_messages: 1000, max_bytes: 1 << 20 };
         let paused = self.0.paused.load(Ordering::Relaxed);
         let name = "cloud".to_owned();
-        vec![Upstream { name, paused, state: "connected", connection: "lazy", depth }]
+        let backlog = Some(Backlog { messages: 4, rate: 2.0, seconds_left: Some(2) });
+        vec![Upstream { name, paused, state: "connected", connection: "lazy", depth, backlog }]
     }
 
     fn switch_upstream(&self, name: &str, to: Switch) -> Result<(), ControlError> {
@@ -287,6 +288,7 @@ async fn an_upstream_is_cut_and_restored() {
     for (action, paused) in [("pause", true), ("resume", false), ("pause", true), ("connect", false)] {
         assert_eq!(gateway.post(&format!("/api/v1/upstreams/cloud/{action}"), "").await.status, 204);
         let upstream = &gateway.get("/api/v1/upstreams").await.json()["upstreams"][0];
+        assert_eq!(upstream["backlog"], json!({ "messages": 4, "rate": 2.0, "seconds_left": 2 }));
         assert_eq!((&upstream["paused"], &upstream["queue"]["messages"]), (&json!(paused), &json!(5)));
         assert_eq!(upstream["status"]["health"], "good");
         assert_eq!((&upstream["state"], &upstream["connection"]), (&json!("connected"), &json!("lazy")));

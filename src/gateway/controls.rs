@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::hub::Hub;
 use crate::observe::Observe;
 use crate::web::log::LogRing;
-use crate::web::{ControlError, Controls, Depth, Switch, Upstream};
+use crate::web::{Backlog, ControlError, Controls, Depth, Switch, Upstream};
 
 /// A running gateway, seen from outside.
 pub struct Handle {
@@ -93,6 +93,11 @@ impl Controls for Handle {
                 state: handle.phase().name(),
                 connection: handle.connection(),
                 depth,
+                backlog: handle.progress().map(|bridge::Progress { messages, rate, seconds_left }| Backlog {
+                    messages,
+                    rate,
+                    seconds_left,
+                }),
             }
         };
         self.upstreams.lock().iter().map(upstream).collect()

@@ -172,6 +172,7 @@ pub fn upstreams(app: &App, with: With) -> UpstreamsView {
             connection: upstream.connection,
             status: status.map(Component::from),
             queue: upstream.depth,
+            backlog: upstream.backlog,
             outlook: samples.uplinks.outlook(&upstream.name),
             history: if with == With::History { samples.uplinks.history(&upstream.name) } else { Vec::new() },
             name: upstream.name,

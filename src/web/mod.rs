@@ -44,7 +44,7 @@ mod uplinks;
 mod values;
 mod views;
 
-pub use uplinks::Depth;
+pub use uplinks::{Backlog, Depth};
 pub use views::{ControlError, Controls, Switch, Upstream};
 
 /// Passwords checked at a time: argon2id takes 19 MiB and some 50 ms of a core for each.

@@ -27,6 +27,16 @@ pub struct Depth {
     pub max_bytes: u64,
 }
 
+/// What piled up while an upstream was away, and how it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Backlog {
+    pub messages: u64,
+    /// Messages sent a second.
+    pub rate: f64,
+    /// Until it is gone; `None` while it does not get smaller.
+    pub seconds_left: Option<u64>,
+}
+
 /// The samples of all upstreams.
 #[derive(Default)]
 pub struct Uplinks {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use thiserror::Error;
 
-use super::uplinks::{Depth, Outlook};
+use super::uplinks::{Backlog, Depth, Outlook};
 use crate::hub::{Hub, SessionSummary};
 use crate::observe::{Health, Kind, Observe, Status};
 
@@ -46,6 +46,8 @@ pub struct Upstream {
     /// When it is to be connected, in the word of the configuration.
     pub connection: &'static str,
     pub depth: Depth,
+    /// While one drains.
+    pub backlog: Option<Backlog>,
 }
 
 /// Messages since the start of the gateway.
@@ -197,6 +199,7 @@ pub struct UpstreamView {
     /// `None` when it tells nothing of itself.
     pub status: Option<Component>,
     pub queue: Depth,
+    pub backlog: Option<Backlog>,
     pub outlook: Outlook,
     /// Messages in the queue, one sample a second, oldest first; empty in events.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -2,6 +2,7 @@
 
 mod azure;
 mod cloud;
+mod lanes;
 mod loops;
 mod modes;
 mod peer;

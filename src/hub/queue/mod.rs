@@ -217,13 +217,13 @@ struct Turns {
 }
 
 impl Turns {
-    fn is_live(&mut self) -> bool {
-        self.owed += self.live_share;
-        let live = self.owed >= 100;
-        if live {
-            self.owed -= 100;
-        }
-        live
+    fn is_live(self) -> bool {
+        self.owed + self.live_share >= 100
+    }
+
+    /// Whoever has the turn has made use of it.
+    fn advance(&mut self) {
+        self.owed = (self.owed + self.live_share) % 100;
     }
 }
 
@@ -409,10 +409,12 @@ impl Queue {
                 if !both {
                     break;
                 }
-                if into.len() == before {
-                    // It waits for the disk, or for the window.
-                    take(other, before + 1, into);
+                if into.len() > before {
+                    turns.advance();
+                    continue;
                 }
+                // It waits for the disk, or for the window.
+                take(other, before + 1, into);
                 if into.len() == before {
                     break;
                 }

@@ -147,7 +147,7 @@ function uplink(name) {
       setText(room, roomFor(queue));
       chart.update(upstream.history);
       // The queue is shown above already, in numbers that move.
-      showFacts(facts, (status?.facts ?? []).filter(([label]) => label !== 'waiting'));
+      showFacts(facts, (status?.facts ?? []).filter(([label]) => label !== 'waiting' && label !== 'backlog'));
     },
   };
 }
@@ -161,7 +161,10 @@ function roomFor({ messages, bytes: size, max_messages: maxMessages, max_bytes: 
 }
 
 // What the queue will come to, in a sentence.
-function expect({ queue, outlook, paused, status }) {
+function expect({ queue, backlog, outlook, paused, status }) {
+  if (backlog && backlog.seconds_left !== null) {
+    return `A backlog of ${number(backlog.messages)} goes out, ${rate(backlog.rate)} a second, gone in about ${duration(backlog.seconds_left)}.`;
+  }
   const speed = `${rate(Math.abs(outlook.rate))} a second`;
   if (outlook.empty_in_seconds !== null) return `Shrinking by ${speed}, empty in about ${duration(outlook.empty_in_seconds)}.`;
   if (outlook.full_in_seconds !== null) return `Growing by ${speed}, room for about ${duration(outlook.full_in_seconds)}.`;
