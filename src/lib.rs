@@ -12,7 +12,7 @@
 //! | --- | --- | --- |
 //! | 0 | [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] [`throttle`] | words; no I/O, no async |
 //! | 1 | [`proto`] | sans-I/O protocols: bytes and `now` in, actions out |
-//! | 2 | [`store`] [`tls`] [`websocket`] | the only SQL; certificates and keys for rustls; MQTT in WebSocket frames |
+//! | 2 | [`files`] [`store`] [`tls`] [`websocket`] | files that are watched; the only SQL; certificates and keys for rustls; MQTT in WebSocket frames |
 //! | 3 | [`hub`] | access, routes, retained messages, sessions and their queues |
 //! | 4 | [`listener`] [`sensornet`] [`field`] [`bridge`] [`web`] | thin shells on tokio |
 //! | 5 | [`config`] [`supervise`] [`gateway`] [`cli`] [`demo`] | assembly |
@@ -53,6 +53,7 @@ pub mod topic;
 
 pub mod proto;
 
+pub mod files;
 pub mod store;
 pub mod tls;
 pub mod websocket;

@@ -26,12 +26,15 @@ use crate::observe::{Health, Kind, Metrics, Observe, Status};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub type Failure = Box<dyn Error + Send + Sync>;
+/// Reads a component's files again.
+type Reread = Arc<dyn Fn() + Send + Sync>;
 /// Opens what a component needs; called again for every restart.
 pub type Bind = Box<dyn Fn() -> BoxFuture<'static, Result<Bound, Failure>> + Send + Sync>;
 
 /// A component that is bound and not yet running.
 pub struct Bound {
     observe: Option<Arc<dyn Observe>>,
+    reread: Option<Reread>,
     run: Box<dyn FnOnce(watch::Receiver<bool>) -> BoxFuture<'static, ()> + Send>,
 }
 
@@ -44,7 +47,13 @@ impl Bound {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        Self { observe, run: Box::new(move |shutdown| Box::pin(run(shutdown))) }
+        Self { observe, reread: None, run: Box::new(move |shutdown| Box::pin(run(shutdown))) }
+    }
+
+    /// `reread` reads again what the component reads of files besides its settings, such as certificates; it is quick.
+    #[must_use]
+    pub fn rereading(self, reread: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { reread: Some(Arc::new(reread)), ..self }
     }
 }
 
@@ -86,7 +95,13 @@ pub struct Supervised {
 impl Supervised {
     /// Runs `first`, what the component was bound to already, and binds it again with `bind` whenever it fails.
     pub fn start(label: Label, first: Result<Bound, Failure>, bind: Bind, policy: Policy, clock: Clock) -> Self {
-        let slot = Arc::new(Slot { label, clock, restarts: AtomicU64::new(0), state: Mutex::new(State::Idle) });
+        let slot = Arc::new(Slot {
+            label,
+            clock,
+            restarts: AtomicU64::new(0),
+            reread: Mutex::new(None),
+            state: Mutex::new(State::Idle),
+        });
         let (stop, stopped) = watch::channel(false);
         let mut task = JoinSet::new();
         task.spawn(tend(slot.clone(), first, bind, policy, stopped));
@@ -95,6 +110,14 @@ impl Supervised {
 
     pub fn observe(&self) -> Arc<dyn Observe> {
         self.slot.clone()
+    }
+
+    /// Lets the component read its files again; it goes on running.
+    pub fn reread(&self) {
+        let reread = self.slot.reread.lock().clone();
+        if let Some(reread) = reread {
+            reread();
+        }
     }
 
     /// Tells the component to stop; returns at once.
@@ -127,6 +150,7 @@ async fn tend(
         let fault = match next {
             Ok(bound) => {
                 let started = Instant::now();
+                *slot.reread.lock() = bound.reread;
                 slot.set(bound.observe.map_or(State::Idle, State::Running));
                 let fault = run_once(bound.run, &mut stop).await;
                 if *stop.borrow() {
@@ -211,6 +235,8 @@ struct Slot {
     label: Label,
     clock: Clock,
     restarts: AtomicU64,
+    /// Of the component as it is bound now.
+    reread: Mutex<Option<Reread>>,
     state: Mutex<State>,
 }
 

@@ -176,7 +176,7 @@ fn a_port_that_is_taken_is_the_systems_error() {
     let address = taken.local_addr().unwrap();
     let config = write_config(directory.path(), &format!("listeners: [ {{ name: local, address: {address} }} ]\n"));
     let output = fieldgate(&["run", "--config", &config]).output().unwrap();
-    check(&output, 2, "", "another program has it");
+    check(&output, 2, "", "another program has the address");
     check(&output, 2, "", &address.to_string());
 }
 
@@ -205,6 +205,34 @@ fn run_reloads_on_sighup_and_drains_on_sigterm() {
     let (code, took) = gateway.end();
     assert_eq!(code, Some(0), "{}", gateway.seen);
     assert!(took < Duration::from_secs(5), "took {took:?}");
+}
+
+#[test]
+fn changed_users_and_rules_count_without_a_signal_and_nothing_else_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let hash =
+        "$6$Vjtl5b0Kxp9BADwc$z8pp6TbiD34mYhP+tEBVUWKJXQVRjVfHhEH7GYyz1qnTe3n+Z+dnC5MpeVg2R7c7ZjICaRkLaYmBmInOTHqT7Q==";
+    let (passwords, rules) = (directory.path().join("passwd"), directory.path().join("acl"));
+    fs::write(&passwords, format!("ann:{hash}\n")).unwrap();
+    fs::write(&rules, "topic read a\n").unwrap();
+    let files = format!("{ANY_PORT}password_file: passwd\nacl_file: acl\n");
+    let config = write_config(directory.path(), &files);
+    let mut gateway = Running::start(fieldgate(&["run", "--config", &config]));
+    gateway.expect("running");
+    fs::write(&passwords, format!("ann:{hash}\nbob:{hash}\n")).unwrap();
+    gateway.expect("users and rules taken over");
+    fs::write(&rules, "topic nonsense a\n").unwrap();
+    gateway.expect("nothing was changed");
+    fs::write(&rules, "topic read b\n").unwrap();
+    gateway.expect("users and rules taken over");
+    // What else has changed waits for somebody to ask.
+    write_config(directory.path(), &format!("{files}allow_anonymous: never\nmqttsn: {{ address: 127.0.0.1:0 }}\n"));
+    gateway.expect("users and rules taken over");
+    assert!(!gateway.seen.contains("MQTT-SN gateway"), "{}", gateway.seen);
+    gateway.signal(Signal::HUP);
+    gateway.expect("MQTT-SN gateway on 127.0.0.1:0 started");
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.end().0, Some(0));
 }
 
 #[test]
@@ -265,7 +293,7 @@ fn store_shows_and_verifies_what_a_gateway_left() {
     assert_eq!(gateway.end().0, Some(0));
     check(&store(&["show"]), 0, "cloud", "");
     check(&store(&["show"]), 0, "a/#", "");
-    check(&store(&["verify"]), 0, "whole: 1 sessions, 0 messages", "");
+    check(&store(&["verify"]), 0, "whole: 1 session, 0 messages", "");
     check(&store(&["export", "cloud"]), 0, "", "0 messages exported, 0 unreadable");
     check(&store(&["export", "nobody"]), 1, "", "no session of the client \"nobody\"");
     check(&store(&["purge", "nobody"]), 1, "", "no session of the client \"nobody\"");

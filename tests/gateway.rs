@@ -8,16 +8,21 @@ use std::time::{Duration, Instant};
 use fieldgate::clock::Clock;
 use fieldgate::config::report::Look;
 use fieldgate::config::{self, Config};
-use fieldgate::gateway::{Gateway, Handle, Reload};
+use fieldgate::gateway::{Gateway, Handle, Reload, Scope};
 use fieldgate::observe::{Health, Metrics, Status};
+use fieldgate::tls::issue::{Authority, Usage};
+use fieldgate::tls::{ClientSettings, ClientTls, common_name};
 use fieldgate::web::log::LogRing;
 use fieldgate::web::{Controls, Switch};
+use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Far more than anything here takes, for a machine under load.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,7 +44,10 @@ fn load(directory: &Path, yaml: &str) -> Config {
 
 impl World {
     async fn start(yaml: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), yaml).await
+    }
+
+    async fn start_in(directory: TempDir, yaml: &str) -> Self {
         let clock = Clock::start("test");
         let config = load(directory.path(), yaml);
         let gateway = Gateway::bind(config, clock.clone(), LogRing::new(clock)).await.unwrap();
@@ -55,7 +63,7 @@ impl World {
     async fn reload(&self, yaml: &str) -> Vec<String> {
         let (done, changes) = oneshot::channel();
         let config = load(self.directory.path(), yaml);
-        assert!(self.reloads.send(Reload { config, done }).await.is_ok());
+        assert!(self.reloads.send(Reload { config, scope: Scope::All, done }).await.is_ok());
         timeout(PATIENCE, changes).await.unwrap().unwrap()
     }
 
@@ -147,6 +155,85 @@ async fn a_reload_disconnects_only_the_clients_of_what_changed() {
     world.stop().await;
 }
 
+/// Certificates in a directory, for a listener that reads `server.pem` and `server.key`.
+struct Certificates(Authority, PathBuf);
+
+impl Certificates {
+    fn open(directory: &Path) -> Self {
+        let now = Clock::start("test").now();
+        Self(Authority::open(&directory.join("tls"), now).unwrap(), directory.to_path_buf())
+    }
+
+    /// Puts in place a certificate whose common name is `name`.
+    fn install(&self, name: &str) {
+        let now = Clock::start("test").now();
+        let issued = self.0.ensure(name, Usage::Server, &[name, "localhost"], now).unwrap();
+        fs::copy(issued.certificate, self.1.join("server.pem")).unwrap();
+        fs::copy(issued.key, self.1.join("server.key")).unwrap();
+    }
+
+    async fn dial(&self, address: &str) -> TlsStream<TcpStream> {
+        let settings = ClientSettings { ca: Some(self.0.certificate()), ..ClientSettings::default() };
+        let connector = TlsConnector::from(ClientTls::open(settings).unwrap().config());
+        let tcp = TcpStream::connect(address).await.unwrap();
+        connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap()
+    }
+
+    /// Whose certificate a new connection is shown.
+    async fn shown(&self, address: &str) -> String {
+        let stream = self.dial(address).await;
+        let chain = stream.get_ref().1.peer_certificates().unwrap();
+        common_name(&chain[0]).unwrap().to_owned()
+    }
+}
+
+const TLS: &str =
+    "listeners:\n  - { name: a, address: 127.0.0.1:0, tls: { certificate: server.pem, key: server.key } }\n";
+
+#[tokio::test]
+async fn certificates_are_read_again_when_asked_and_when_they_change_and_nobody_is_disconnected() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::open(directory.path());
+    certificates.install("first");
+    let world = World::start_in(directory, TLS).await;
+    let address = world.address("a").await;
+    let mut old = certificates.dial(&address).await;
+    old.write_all(b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00").await.unwrap();
+    let mut answer = [0; 4];
+    timeout(PATIENCE, old.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(certificates.shown(&address).await, "first");
+    certificates.install("second");
+    assert_eq!(world.reload(TLS).await, [""; 0], "the listener itself has not changed");
+    assert_eq!(certificates.shown(&address).await, "second");
+    // Nobody asks, and a key that does not belong to the certificate is never used.
+    certificates.install("third");
+    let deadline = Instant::now() + PATIENCE;
+    while certificates.shown(&address).await != "third" {
+        assert!(Instant::now() < deadline, "the change was not seen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    old.write_all(b"\xc0\x00").await.unwrap();
+    timeout(PATIENCE, old.read_exact(&mut answer[..2])).await.unwrap().unwrap();
+    assert_eq!(answer[..2], *b"\xd0\x00");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_named_once() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::start("test");
+    let config = load(directory.path(), &format!("listeners: [ {{ name: a, address: {address} }} ]\n"));
+    let Err(error) = Gateway::bind(config, clock.clone(), LogRing::new(clock)).await else { panic!("it listens") };
+    let text = fieldgate::supervise::describe(&error);
+    let expected = format!(
+        "listener `a` on {address} cannot start: it cannot listen; another program has the address: stop that, or choose \
+         another port: Address already in use (os error 98)"
+    );
+    assert_eq!(text, expected);
+}
+
 #[tokio::test]
 async fn a_reload_says_what_only_a_restart_changes() {
     let world = World::start(&format!("listeners:\n{A}")).await;
@@ -162,7 +249,7 @@ async fn an_address_that_a_reload_cannot_have_is_tried_again_until_it_is_free() 
     let address = taken.local_addr().unwrap();
     let world = World::start(&format!("listeners:\n{A}")).await;
     let changes = world.reload(&format!("listeners:\n{A}  - {{ name: b, address: {address} }}\n")).await;
-    assert!(changes.iter().any(|change| change.contains("another program has it")), "{changes:?}");
+    assert!(changes.iter().any(|change| change.contains("another program has the address")), "{changes:?}");
     let is = |health| move |world: &World| world.status("b").is_some_and(|status| status.health == health);
     world.until("it says that it is down", is(Health::Down)).await;
     drop(taken);

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("throttle", 0),
     ("topic", 0),
     ("proto", 1),
+    ("files", 2),
     ("store", 2),
     ("tls", 2),
     ("websocket", 2),

@@ -25,7 +25,7 @@ use crate::message::{Message, QoS};
 use crate::proto::mqtt::client::Options;
 use crate::proto::mqtt::server::Will;
 use crate::proto::mqtt::{ReasonCode, Version};
-use crate::tls::{CHECK_INTERVAL, ClientTls};
+use crate::tls::ClientTls;
 use crate::topic::TopicName;
 
 /// How often the state topic is brought up to date while only the depth of the queue changes.
@@ -62,6 +62,9 @@ pub(super) async fn run(upstream: Upstream, shutdown: watch::Receiver<bool>) {
     upstream.shared.enter(Phase::Stopped, None);
     reporter.report();
 }
+
+/// How often a connected upstream looks at its certificates; they are for its next connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Takes over renewed certificates while connected too, and logs what expires: when it is first known, and once a day.
 async fn watch_certificates(upstream: &Upstream) {

@@ -21,7 +21,7 @@ pub fn check(paths: &[PathBuf]) -> ExitCode {
 }
 
 fn check_one(path: &Path) -> Result<(), ExitCode> {
-    let Loaded { config, warnings } = load(path)?;
+    let Loaded { config, warnings, .. } = load(path)?;
     match warnings.reports.len() {
         0 => say(&format!("{}: ok", path.display())),
         1 => say(&format!("{}: ok, 1 warning", path.display())),

@@ -1,6 +1,6 @@
 //! `fieldgate run`: the gateway as a service, with signals and systemd's notifications.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,12 +12,13 @@ use super::signals::{Asked, STOPPED_AT_ONCE, Signals};
 use super::{SYSTEM_ERROR, check, log};
 use crate::clock::Clock;
 use crate::config::{self, Config, Loaded};
-use crate::gateway::{Gateway, Reload};
+use crate::files::{LOOK_INTERVAL, Watched};
+use crate::gateway::{Gateway, Reload, Scope};
 use crate::supervise::describe;
 use crate::web::log::LogRing;
 
 pub fn run(path: &Path) -> ExitCode {
-    let Loaded { config, warnings } = match check::load(path) {
+    let Loaded { config, warnings, files } = match check::load(path) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
@@ -34,13 +35,14 @@ pub fn run(path: &Path) -> ExitCode {
             return ExitCode::from(SYSTEM_ERROR);
         }
     };
-    let code = runtime.block_on(serve(path, config, clock, ring));
+    let code = runtime.block_on(serve(path, config, files, clock, ring));
     // What still blocks a thread, such as the name lookup of an upstream, is not worth waiting for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     code
 }
 
-async fn serve(path: &Path, config: Config, clock: Clock, ring: LogRing) -> ExitCode {
+async fn serve(path: &Path, config: Config, files: Vec<PathBuf>, clock: Clock, ring: LogRing) -> ExitCode {
+    let mut files = Watched::new(files);
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => {
@@ -63,14 +65,22 @@ async fn serve(path: &Path, config: Config, clock: Clock, ring: LogRing) -> Exit
     info!(gateway = %name, version = env!("CARGO_PKG_VERSION"), "running");
     notify(&[NotifyState::Ready, NotifyState::Status("running")]);
     let mut watchdog = watchdog();
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = &mut running => return ExitCode::SUCCESS,
             _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
+            _ = look.tick() => if files.have_changed() {
+                tokio::select! {
+                    () = reload_access(path, &reload, &mut files) => {}
+                    () = &mut running => return ExitCode::SUCCESS,
+                }
+            },
             asked = signals.next() => match asked {
                 Asked::Reload => {
                     tokio::select! {
-                        () = reload_config(path, &reload) => {}
+                        () = reload_config(path, &reload, &mut files) => {}
                         () = &mut running => return ExitCode::SUCCESS,
                     }
                 }
@@ -97,24 +107,37 @@ async fn serve(path: &Path, config: Config, clock: Clock, ring: LogRing) -> Exit
     }
 }
 
-/// Reads the configuration again and hands it to the gateway, if it is right.
-async fn reload_config(path: &Path, reload: &mpsc::Sender<Reload>) {
+/// Somebody asked: reads the configuration again and hands it to the gateway, if it is right.
+async fn reload_config(path: &Path, reload: &mpsc::Sender<Reload>, files: &mut Watched) {
     let mut reloading = vec![NotifyState::Reloading];
     reloading.extend(NotifyState::monotonic_usec_now());
     notify(&reloading);
-    let file = path.to_path_buf();
-    let loaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
-    match loaded {
-        Ok(Ok(Loaded { config, warnings })) => {
-            for line in warnings.lines() {
-                warn!(warning = line, "configuration");
-            }
-            let (done, changes) = oneshot::channel();
-            if reload.send(Reload { config, done }).await.is_ok() {
-                let changes = changes.await.map_or(0, |changes| changes.len());
-                info!(changes, "configuration read again");
-            }
+    if let Some(Loaded { config, warnings, files: read }) = load_again(path).await {
+        files.follow(read);
+        for line in warnings.lines() {
+            warn!(warning = line, "configuration");
         }
+        if let Some(changes) = take_over(config, Scope::All, reload).await {
+            info!(changes = changes.len(), "configuration read again");
+        }
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// A file of the configuration has changed: its users and rules count from now on, the rest when somebody asks.
+async fn reload_access(path: &Path, reload: &mpsc::Sender<Reload>, files: &mut Watched) {
+    let Some(Loaded { config, files: read, .. }) = load_again(path).await else { return };
+    files.follow(read);
+    let changes = take_over(config, Scope::Access, reload).await;
+    for change in changes.into_iter().flatten() {
+        info!(change, "a file of the configuration has changed");
+    }
+}
+
+async fn load_again(path: &Path) -> Option<Loaded> {
+    let file = path.to_path_buf();
+    match tokio::task::spawn_blocking(move || config::load(&file)).await {
+        Ok(Ok(loaded)) => return Some(loaded),
         Ok(Err(reports)) => {
             for line in reports.lines() {
                 error!(problem = line, "configuration");
@@ -123,7 +146,14 @@ async fn reload_config(path: &Path, reload: &mpsc::Sender<Reload>) {
         }
         Err(fault) => error!(%fault, "the configuration could not be read"),
     }
-    notify(&[NotifyState::Ready]);
+    None
+}
+
+/// Hands a configuration to the gateway; what has changed.
+async fn take_over(config: Config, scope: Scope, reload: &mpsc::Sender<Reload>) -> Option<Vec<String>> {
+    let (done, changes) = oneshot::channel();
+    reload.send(Reload { config, scope, done }).await.ok()?;
+    changes.await.ok()
 }
 
 /// Ticks twice as often as systemd wants to hear from us; never, where it does not.

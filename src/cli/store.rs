@@ -11,6 +11,7 @@ use super::{DEFAULT_CONFIG, SYSTEM_ERROR, USER_ERROR, check, run};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::config::scalar::{Scalar, Size};
+use crate::config::summary::count;
 use crate::store::inspect::{self, InspectError, Verdict};
 use crate::store::{Settings, StoredSession};
 use crate::supervise::describe;
@@ -93,7 +94,7 @@ fn show(path: &Path) -> Result<ExitCode, InspectError> {
 fn verify(path: &Path) -> Result<ExitCode, InspectError> {
     let Verdict { sessions, messages, findings } = inspect::verify(path)?;
     if findings.is_empty() {
-        say(&format!("whole: {sessions} sessions, {messages} messages"));
+        say(&format!("whole: {}, {}", count(sessions, "session"), count(messages, "message")));
         return Ok(ExitCode::SUCCESS);
     }
     findings.iter().for_each(|finding| say(finding));
@@ -107,13 +108,13 @@ fn export(path: &Path, client: Option<&str>) -> Result<ExitCode, InspectError> {
     let mut out = BufWriter::new(io::stdout().lock());
     let exported = inspect::export(path, client, &mut out)?;
     out.flush().map_err(InspectError::Output)?;
-    complain(&format!("{} messages exported, {} unreadable", exported.messages, exported.unreadable));
+    complain(&format!("{} exported, {} unreadable", count(exported.messages, "message"), exported.unreadable));
     Ok(ExitCode::SUCCESS)
 }
 
 fn purge(settings: &Settings, client: Option<&str>) -> Result<ExitCode, InspectError> {
     let purged = inspect::purge(settings, client, &Clock::start(&run::boot_id()))?;
-    say(&format!("{purged} messages deleted"));
+    say(&format!("{} deleted", count(purged, "message")));
     Ok(ExitCode::SUCCESS)
 }
 

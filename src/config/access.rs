@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::report::Report;
 use super::scalar::{Origin, Scalar, Size, words};
 use super::source::Located;
-use super::table::{Table, did_you_mean, read_text};
+use super::table::{Table, did_you_mean};
 use crate::hub::access::mosquitto::{FileError, parse_passwords, parse_rules};
 use crate::hub::access::{
     self, Anonymous, DeniedPublish, DeniedSubscribe, Pattern, Rule, Subject, User, is_password_hash,
@@ -212,7 +212,7 @@ fn mosquitto_file<T>(
     let Some(Located { value: path, span }) = table.value::<PathBuf>(key, meaning).optional_at() else {
         return Vec::new();
     };
-    let problem = match read_text(&path).map(|text| parse(&text)) {
+    let problem = match table.cx.read_text(&path).map(|text| parse(&text)) {
         Ok(Ok(entries)) if entries.is_empty() && key == "acl_file" => {
             // Without any rule everything is allowed, and nobody names a file of rules for that.
             format!("{} holds no rule", path.display())

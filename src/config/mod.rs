@@ -15,7 +15,7 @@ pub mod report;
 pub mod scalar;
 mod serial;
 pub mod source;
-mod summary;
+pub mod summary;
 pub mod table;
 mod tls;
 mod translators;
@@ -26,7 +26,7 @@ mod web;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use self::core::{Format, Level, Log};
 use self::report::{Report, Reports, Severity};
@@ -56,6 +56,8 @@ pub struct Config {
 pub struct Loaded {
     pub config: Config,
     pub warnings: Reports,
+    /// What was read for it: the configuration itself, profiles, users, rules, secrets.
+    pub files: Vec<PathBuf>,
 }
 
 /// Reads and checks the file at `path` and the files it names. Opens no port and changes nothing.
@@ -98,7 +100,9 @@ fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Report
     reports.sort_by_key(order);
     let reports = Reports { sources: context.sources.into_inner(), reports };
     match config {
-        Some(config) if reports.errors() == 0 => Ok(Loaded { config, warnings: reports }),
+        Some(config) if reports.errors() == 0 => {
+            Ok(Loaded { config, warnings: reports, files: context.files.into_inner() })
+        }
         _ => {
             debug_assert!(reports.reports.iter().any(|report| report.severity == Severity::Error));
             Err(reports)

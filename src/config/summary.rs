@@ -35,8 +35,12 @@ impl Config {
         }
         for bus in &self.buses {
             let points: usize = bus.devices.iter().map(|device| device.points.len()).sum();
-            let devices = count(bus.devices.len(), "device");
-            lines.push(("bus", bus.name.to_string(), format!("{}: {devices}, {}", bus.link, count(points, "point"))));
+            let devices = count(bus.devices.len() as u64, "device");
+            lines.push((
+                "bus",
+                bus.name.to_string(),
+                format!("{}: {devices}, {}", bus.link, count(points as u64, "point")),
+            ));
         }
         for device in &self.serial {
             let line = &device.line;
@@ -57,7 +61,7 @@ impl Config {
         for upstream in &self.upstreams {
             let urls: Vec<_> = upstream.urls.iter().map(ToString::to_string).collect();
             let (out, back) = (upstream.outgoing.len(), upstream.incoming.len());
-            let rules = format!("{}, {} back", count(out, "rule"), count(back, "rule"));
+            let rules = format!("{}, {} back", count(out as u64, "rule"), count(back as u64, "rule"));
             lines.push(("upstream", upstream.name.clone(), format!("{}: {rules}", urls.join(", "))));
         }
         if let Some(web) = &self.web {
@@ -74,10 +78,15 @@ impl Config {
             Anonymous::Loopback => "anonymous clients from this machine only",
             Anonymous::Always => "anonymous clients from everywhere",
         };
-        format!("{}, {}, {anonymous}", count(access.users.len(), "user"), count(access.rules.len(), "rule"))
+        format!(
+            "{}, {}, {anonymous}",
+            count(access.users.len() as u64, "user"),
+            count(access.rules.len() as u64, "rule")
+        )
     }
 }
 
-fn count(number: usize, what: &str) -> String {
+/// As in `1 message`, `2 messages`.
+pub fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }

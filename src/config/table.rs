@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::Read;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use serde_json::Value as Json;
@@ -29,6 +29,7 @@ pub struct Context<'e> {
     pub(super) sources: RefCell<Sources>,
     pub(super) reports: RefCell<Vec<Report>>,
     pub(super) claims: RefCell<Vec<Claim>>,
+    pub(super) files: RefCell<Vec<PathBuf>>,
     environment: &'e dyn Fn(&str) -> Option<String>,
     /// Set when there is no file and only the keys are wanted.
     describing: Cell<bool>,
@@ -53,6 +54,7 @@ impl<'e> Context<'e> {
             sources: RefCell::default(),
             reports: RefCell::default(),
             claims: RefCell::default(),
+            files: RefCell::default(),
             environment,
             describing: Cell::new(false),
             keys: RefCell::default(),
@@ -96,9 +98,22 @@ impl<'e> Context<'e> {
         }
     }
 
+    /// Reads a text that is part of the configuration.
+    pub(super) fn read_text(&self, path: &Path) -> Result<String, String> {
+        self.note_file(path);
+        read_text(path)
+    }
+
+    fn note_file(&self, path: &Path) {
+        let mut files = self.files.borrow_mut();
+        if !files.iter().any(|known| known == path) {
+            files.push(path.to_path_buf());
+        }
+    }
+
     /// Reads and parses a file that is part of the configuration; reports at `place` when it cannot be read.
     pub fn load(&self, path: &Path, place: Option<Span>) -> Option<(u32, Node)> {
-        let text = match read_text(path) {
+        let text = match self.read_text(path) {
             Ok(text) => text,
             Err(problem) => {
                 self.report(Report {
@@ -176,7 +191,7 @@ impl<'e> Context<'e> {
     }
 }
 
-pub(super) fn read_text(path: &Path) -> Result<String, String> {
+fn read_text(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| error.to_string())?;
     file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
@@ -579,7 +594,11 @@ fn scalar<T: Scalar>(cx: &Context<'_>, directory: &Path, key: &str, node: &Node,
     let file = text.strip_prefix("file:").filter(|_| T::SECRET);
     let expanded = if T::EXPAND { cx.expand(file.unwrap_or(text)) } else { Ok(text.clone()) };
     let expanded = match (expanded, file) {
-        (Ok(path), Some(_)) => read_secret(&directory.join(path)),
+        (Ok(path), Some(_)) => {
+            let path = directory.join(path);
+            cx.note_file(&path);
+            read_secret(&path)
+        }
         (other, _) => other,
     };
     let text = match expanded {

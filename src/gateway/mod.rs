@@ -42,8 +42,18 @@ pub struct Gateway {
 /// A new configuration for a running gateway.
 pub struct Reload {
     pub config: Config,
+    pub scope: Scope,
     /// Gets what has changed, in words, when the gateway has taken it over.
     pub done: oneshot::Sender<Vec<String>>,
+}
+
+/// How much of a new configuration is taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it, as somebody asked.
+    All,
+    /// Users and rules, whose files have changed; nothing is started or stopped.
+    Access,
 }
 
 /// Why the gateway cannot start: the system's fault or that of what the configuration asks of it.
@@ -106,9 +116,19 @@ impl Gateway {
         loop {
             tokio::select! {
                 () = asked_to_stop(&mut shutdown) => break,
-                Some(Reload { config: new, done }) = reloads.recv() => {
-                    let changes = apply(&handle, &mut running, &config, &new).await;
-                    config = new;
+                Some(Reload { config: new, scope, done }) = reloads.recv() => {
+                    let changes = match scope {
+                        Scope::All => {
+                            let changes = apply(&handle, &mut running, &config, &new).await;
+                            config = new;
+                            changes
+                        }
+                        Scope::Access => {
+                            let changes = apply_access(&handle, &config, &new);
+                            config.hub.access = new.hub.access;
+                            changes
+                        }
+                    };
                     let _ = done.send(changes);
                 }
             }
@@ -185,13 +205,18 @@ async fn stop_ranks(mut running: Vec<Running>, deadline: Instant) {
     }
 }
 
+/// Takes over changed users and rules; they bind whoever is connected at once.
+fn apply_access(handle: &Handle, old: &Config, new: &Config) -> Vec<String> {
+    if old.hub.access == new.hub.access {
+        return Vec::new();
+    }
+    handle.hub().set_access(new.hub.access.clone());
+    vec!["users and rules taken over".to_owned()]
+}
+
 /// Makes the difference between two configurations happen, and says what it was.
 async fn apply(handle: &Arc<Handle>, running: &mut Vec<Running>, old: &Config, new: &Config) -> Vec<String> {
-    let mut changes = Vec::new();
-    if old.hub.access != new.hub.access {
-        handle.hub().set_access(new.hub.access.clone());
-        changes.push("users and rules taken over".to_owned());
-    }
+    let mut changes = apply_access(handle, old, new);
     for (changed, what) in [
         (old.name != new.name, "gateway.name"),
         (old.store != new.store, "store"),
@@ -206,6 +231,7 @@ async fn apply(handle: &Arc<Handle>, running: &mut Vec<Running>, old: &Config, n
     let wanted = part::parts(new);
     let (keep, stop): (Vec<_>, Vec<_>) = running.drain(..).partition(|running| wanted.contains(&running.part));
     *running = keep;
+    running.iter().for_each(|running| running.supervised.reread());
     for Running { part, .. } in &stop {
         let still_wanted = wanted.iter().any(|wanted| wanted.label() == part.label());
         changes.push(format!("{} {}", part.describe(), if still_wanted { "restarted" } else { "stopped" }));

@@ -1,9 +1,6 @@
 //! The components as the configuration names them: how each is bound, and its place in the order of things.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::Handle;
 use crate::bridge::{self, Upstream};
@@ -11,6 +8,7 @@ use crate::config::Config;
 use crate::field::mapping::PayloadForm;
 use crate::field::serial::Decode;
 use crate::field::{self, Exchange};
+use crate::files::Fingerprint;
 use crate::listener::Listener;
 use crate::observe::Kind;
 use crate::supervise::{Bound, Failure, Label};
@@ -29,13 +27,8 @@ pub(super) enum Part {
     Web(web::Settings),
 }
 
-/// Tells whether a script is still the one that was loaded: its time of change and its size.
-type Stamp = Option<(SystemTime, u64)>;
-
-fn stamp(path: &Path) -> Stamp {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
-}
+/// Tells whether a script is still the one that was loaded.
+type Stamp = Option<Fingerprint>;
 
 /// The order of starting; stopping goes the other way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,14 +46,14 @@ pub(super) fn parts(config: &Config) -> Vec<Part> {
     parts.extend(config.listeners.iter().cloned().map(Part::Listener));
     parts.extend(config.mqttsn.iter().cloned().map(Part::Sensornet));
     let translator = |settings: &field::translate::Settings| {
-        let stamp = stamp(&settings.codec.path);
+        let stamp = Fingerprint::of(&settings.codec.path);
         Part::Translator(settings.clone(), stamp)
     };
     parts.extend(config.translators.iter().map(translator));
     parts.extend(config.buses.iter().cloned().map(Part::Bus));
     let serial = |settings: &field::serial::Settings| {
         let stamp = match &settings.decode {
-            Decode::Codec(codec) => stamp(&codec.path),
+            Decode::Codec(codec) => Fingerprint::of(&codec.path),
             Decode::Parse(_) => None,
         };
         Part::Serial(settings.clone(), stamp)
@@ -126,7 +119,8 @@ impl Part {
         match self.clone() {
             Self::Listener(settings) => {
                 let listener = Listener::bind(settings, hub.clone()).await?;
-                Ok(Bound::new(Some(listener.observe()), |shutdown| listener.run(shutdown)))
+                let (observe, certificates) = (listener.observe(), listener.certificates());
+                Ok(Bound::new(Some(observe), |shutdown| listener.run(shutdown)).rereading(certificates))
             }
             Self::Sensornet(settings) => {
                 let sensornet = sensornet::bind(settings, hub.clone()).await?;
@@ -165,7 +159,8 @@ impl Part {
                     controls: handle.clone(),
                 };
                 let server = web::Server::bind(settings, parts).await?;
-                Ok(Bound::new(Some(server.observe()), |shutdown| server.run(shutdown)))
+                let (observe, certificate) = (server.observe(), server.certificate());
+                Ok(Bound::new(Some(observe), |shutdown| server.run(shutdown)).rereading(certificate))
             }
         }
     }

@@ -128,13 +128,13 @@ pub enum Transport {
     WebSocket,
 }
 
-/// Why a listener cannot listen.
+/// Why a listener cannot listen. Which one and where, its owner knows.
 #[derive(Debug, Error)]
 pub enum BindError {
-    #[error("listener `{name}` cannot listen on {address}{hint}")]
-    Socket { name: String, address: String, hint: &'static str, source: io::Error },
-    #[error("listener `{name}` cannot use its certificates")]
-    Tls { name: String, source: TlsError },
+    #[error("it cannot listen{hint}")]
+    Socket { hint: &'static str, source: io::Error },
+    #[error("it cannot use its certificates")]
+    Tls(#[from] TlsError),
 }
 
 /// A listener that is bound and not yet running.
@@ -176,22 +176,19 @@ impl Listener {
     pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
         let Settings { name, address, transport, tls, certificate_user, anonymous, max_connections, limits, redirect } =
             settings;
-        let tls = match tls.map(ServerTls::open).transpose() {
-            Ok(tls) => tls,
-            Err(source) => return Err(BindError::Tls { name, source }),
-        };
+        let tls = tls.map(ServerTls::open).transpose()?;
         let socket = match Socket::bind(&address) {
             Ok(socket) => socket,
             Err(source) => {
                 let hint = match source.kind() {
-                    io::ErrorKind::AddrInUse => "; another program has it: stop that, or choose another port",
+                    io::ErrorKind::AddrInUse => "; another program has the address: stop that, or choose another port",
                     io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
                     io::ErrorKind::PermissionDenied => {
                         "; ports below 1024 and other users' directories need a privilege"
                     }
                     _ => "",
                 };
-                return Err(BindError::Socket { name, address: address.to_string(), hint, source });
+                return Err(BindError::Socket { hint, source });
             }
         };
         // With port 0 the system has chosen one.
@@ -230,6 +227,16 @@ impl Listener {
 
     pub fn observe(&self) -> Arc<dyn Observe> {
         self.shared.clone()
+    }
+
+    /// What reads the certificates again, at once, for connections that are yet to come.
+    pub fn certificates(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = self.shared.clone();
+        move || {
+            if let Some(tls) = &shared.tls {
+                tls.refresh_and_log(&shared.name);
+            }
+        }
     }
 
     /// Serves until `shutdown` holds true, then tells the clients and closes their connections.

@@ -42,9 +42,9 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(200);
 #[derive(Debug, Error)]
 pub enum BindError {
     #[error(
-        "MQTT-SN cannot listen on udp {address}; is another program using it, or does `mqttsn.address` not belong to this machine?"
+        "it cannot listen; is another program using the port, or does `mqttsn.address` not belong to this machine?"
     )]
-    Listen { address: SocketAddr, source: io::Error },
+    Listen(#[source] io::Error),
 }
 
 /// An MQTT-SN gateway that has its socket and is not yet running.
@@ -62,9 +62,8 @@ pub struct Sensornet {
 /// [`BindError::Listen`] when the operating system refuses the address. A multicast group that cannot be joined is
 /// logged and shown as the gateway's trouble: clients that know the address are served.
 pub async fn bind(settings: Settings, hub: Hub) -> Result<Sensornet, BindError> {
-    let listen = |source| BindError::Listen { address: settings.address, source };
-    let socket = UdpSocket::bind(settings.address).await.map_err(listen)?;
-    let address = socket.local_addr().map_err(listen)?;
+    let socket = UdpSocket::bind(settings.address).await.map_err(BindError::Listen)?;
+    let address = socket.local_addr().map_err(BindError::Listen)?;
     let trouble = settings.advertise.and_then(|advertise| {
         let error = prepare_advertising(&socket, advertise.to).err()?;
         warn!(to = %advertise.to, %error, "MQTT-SN gateway cannot advertise itself");

@@ -1,7 +1,6 @@
 //! A TLS configuration that follows its files: renewed certificates are used by the next handshake, bad ones are not.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +11,7 @@ use tracing::{info, warn};
 
 use super::TlsError;
 use crate::clock::{RELEASED, UnixMillis};
-
-/// How often [`Live::watch`] looks whether a file has changed.
-pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+use crate::files::{Fingerprint, LOOK_INTERVAL, Watched};
 
 /// How long before its end a certificate is reported.
 pub const EXPIRY_NOTICE: Duration = Duration::from_secs(30 * 86_400);
@@ -65,14 +62,6 @@ struct Current<C> {
     config: Arc<C>,
     ends: Ends,
     seen: Vec<Option<Fingerprint>>,
-}
-
-/// Changes when a file is rewritten, replaced by a rename, or when a symbolic link is pointed elsewhere.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    modified: (i64, i64),
-    inode: u64,
-    length: u64,
 }
 
 impl<S: Source> Live<S> {
@@ -157,13 +146,18 @@ impl<S: Source> Live<S> {
     /// # Cancel safety
     /// May be dropped at any time; the configuration stays as it is.
     pub async fn watch(&self, name: &str, mut shutdown: watch::Receiver<bool>) {
-        let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+        let mut files = Watched::new(self.settings.files());
+        let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+        // What changed between the first reading and now.
+        self.refresh_and_log(name);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 stop = shutdown.wait_for(|stop| *stop) => { drop(stop); return }
             }
-            self.refresh_and_log(name);
+            if files.have_changed() {
+                self.refresh_and_log(name);
+            }
         }
     }
 
@@ -189,11 +183,5 @@ impl<S: Source + fmt::Debug> fmt::Debug for Live<S> {
 }
 
 fn fingerprints<S: Source>(settings: &S) -> Vec<Option<Fingerprint>> {
-    settings.files().into_iter().map(fingerprint).collect()
-}
-
-fn fingerprint(path: &Path) -> Option<Fingerprint> {
-    let metadata = std::fs::metadata(path).ok()?;
-    let modified = (metadata.mtime(), metadata.mtime_nsec());
-    Some(Fingerprint { modified, inode: metadata.ino(), length: metadata.len() })
+    settings.files().into_iter().map(Fingerprint::of).collect()
 }

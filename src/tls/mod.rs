@@ -21,7 +21,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion
 use thiserror::Error;
 
 use crate::clock::UnixMillis;
-pub use live::{CHECK_INTERVAL, EXPIRY_NOTICE, Ends, Live, Source};
+pub use live::{EXPIRY_NOTICE, Ends, Live, Source};
 pub use subject::{common_name, subject};
 
 /// The live TLS configuration of a listener.

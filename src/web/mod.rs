@@ -77,16 +77,16 @@ pub struct Parts {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<ServerTls>,
+    tls: Option<Arc<ServerTls>>,
     app: Arc<App>,
 }
 
 /// Why the web UI cannot start.
 #[derive(Debug, Error)]
 pub enum BindError {
-    #[error("the web UI cannot listen on {address}; choose another address with `web: {{ address: … }}`")]
-    Address { address: SocketAddr, source: io::Error },
-    #[error("the web UI's certificate cannot be used")]
+    #[error("it cannot listen; choose another address with `web: {{ address: … }}`")]
+    Address(#[source] io::Error),
+    #[error("its certificate cannot be used")]
     Tls(#[from] TlsError),
 }
 
@@ -97,9 +97,8 @@ impl Server {
     /// [`BindError`], for an address that is taken or not ours and for files that hold no usable certificate or key.
     pub async fn bind(settings: Settings, parts: Parts) -> Result<Self, BindError> {
         let tls = settings.tls.map(ServerTls::open).transpose()?;
-        let failed = |source| BindError::Address { address: settings.address, source };
-        let listener = TcpListener::bind(settings.address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let listener = TcpListener::bind(settings.address).await.map_err(BindError::Address)?;
+        let address = listener.local_addr().map_err(BindError::Address)?;
         let limits = parts.hub.limits().addresses.clone();
         let app = App {
             address,
@@ -114,7 +113,7 @@ impl Server {
             password_checks: Semaphore::new(MAX_PASSWORD_CHECKS),
             counters: Counters::default(),
         };
-        Ok(Self { listener, address, tls, app: Arc::new(app) })
+        Ok(Self { listener, address, tls: tls.map(Arc::new), app: Arc::new(app) })
     }
 
     /// Where it listens, with the port that the system chose if that was left to it.
@@ -140,6 +139,16 @@ impl Server {
         self.app.clone()
     }
 
+    /// What reads the certificate again, at once, for connections that are yet to come.
+    pub fn certificate(&self) -> impl Fn() + Send + Sync + 'static {
+        let tls = self.tls.clone();
+        move || {
+            if let Some(tls) = &tls {
+                tls.refresh_and_log("web");
+            }
+        }
+    }
+
     /// Serves until `shutdown`; then ends live streams, lets requests under way finish for a moment, and returns.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
         info!(address = %self.address, tls = self.tls.is_some(), "serving the web UI");
@@ -150,7 +159,7 @@ impl Server {
                 tls.watch("web", shutdown.clone()).await;
             }
         };
-        let serve = serve::serve(listener, tls.as_ref(), router, &app, shutdown.clone());
+        let serve = serve::serve(listener, tls.as_deref(), router, &app, shutdown.clone());
         tokio::join!(serve, ticker::run(&app, shutdown.clone()), live::run(&app, shutdown.clone()), watch_files);
     }
 }
