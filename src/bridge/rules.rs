@@ -162,6 +162,11 @@ impl Rule {
         [own, left].into_iter().flatten().min()
     }
 
+    /// Whether messages of the rule say more of themselves than their publisher had them say.
+    pub fn adds_properties(&self) -> bool {
+        self.provenance == Provenance::Add || !self.user_properties.is_empty()
+    }
+
     /// Puts this rule's user properties on a message that was published on `topic`.
     pub fn add_properties(&self, topic: &str, properties: &mut Properties) {
         for (name, template) in &self.user_properties {

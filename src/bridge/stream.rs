@@ -26,8 +26,9 @@ use super::rate::Throttle;
 use super::rules::{Provenance, Retain, Unmapped};
 use super::settings::Checked;
 use super::words::{self, Who};
+use crate::clock::UnixMillis;
 use crate::hub::{Delivery, Link, Outbound, Pressure};
-use crate::message::QoS;
+use crate::message::{Properties, QoS};
 use crate::proto::mqtt::client::Client;
 use crate::proto::mqtt::{
     AckKind, AckState, EncodeError, PacketId, ProtocolError, PublishHead, RetainHandling, Subscription,
@@ -89,6 +90,8 @@ pub(super) struct Stream<'a> {
     /// Reasons that were logged on this connection already.
     told: Vec<&'static str>,
     topic: String,
+    /// The properties of a message that had none and is given none but that it crosses its first bridge: most of them.
+    first_crossing: Properties,
 }
 
 /// What was sent and what came back for it.
@@ -147,6 +150,8 @@ impl<'a> Stream<'a> {
         link: Link,
     ) -> Self {
         let now = now();
+        let mut first_crossing = Properties::default();
+        marks::set_hops(&mut first_crossing, 1);
         Self {
             shared,
             rules,
@@ -167,6 +172,7 @@ impl<'a> Stream<'a> {
             started: now,
             told: Vec::new(),
             topic: String::new(),
+            first_crossing,
         }
     }
 
@@ -403,6 +409,7 @@ impl<'a> Stream<'a> {
 
     /// Tells whether `max_rate` holds something back.
     fn encode_ahead(&mut self, now: Instant) -> bool {
+        let wall = self.shared.hub.clock().now();
         while self.encoded.bytes.get_ref().len() < ENCODE_AHEAD_BYTES {
             let allowed = self.throttle.room(now);
             match self.taken.front() {
@@ -428,7 +435,7 @@ impl<'a> Stream<'a> {
                 }
                 Some(Outbound::Publish(delivery)) => {
                     let before = self.encoded.bytes.get_ref().len();
-                    match self.send(&delivery, now) {
+                    match self.send(&delivery, now, wall) {
                         Ok(()) => self.throttle.spend(self.encoded.bytes.get_ref().len() - before),
                         Err(reason) => self.give_up(&delivery, reason),
                     }
@@ -462,7 +469,7 @@ impl<'a> Stream<'a> {
     }
 
     /// Encodes one message as its rule and the upstream's limits allow.
-    fn send(&mut self, delivery: &Delivery, now: Instant) -> Result<(), DropReason> {
+    fn send(&mut self, delivery: &Delivery, now: Instant, wall: UnixMillis) -> Result<(), DropReason> {
         self.progress.crossed_at = now;
         let message = &delivery.message;
         let dup = delivery.dup && !self.is_new;
@@ -475,22 +482,28 @@ impl<'a> Stream<'a> {
         if hops >= self.rules.max_hops.into() {
             return Err(DropReason::Looped);
         }
-        let wall = self.shared.hub.clock().now();
         let expiry = rule.remaining_expiry(message.remaining_expiry(wall), wall.since(message.accepted_at));
         // What the upstream may have begun to receive is not taken back.
         if expiry.is_some_and(|left| left.is_zero()) && !dup {
             return Err(DropReason::Expired);
         }
-        let mut properties = message.properties.clone();
-        if self.client.version().is_5() {
-            let properties = properties.get_or_insert_default();
-            rule.add_properties(message.topic.as_str(), properties);
-            marks::set_hops(properties, hops + 1);
-            if rule.provenance == Provenance::Add {
-                let boot = self.shared.hub.clock().boot_id();
-                marks::set_provenance(properties, message.accepted_at, delivery.sequence, boot);
+        let is_plain = message.properties.is_none() && !rule.adds_properties();
+        let marked;
+        let properties = match message.properties.as_deref() {
+            properties if !self.client.version().is_5() => properties,
+            None if is_plain => Some(&self.first_crossing),
+            properties => {
+                let mut properties = properties.cloned().unwrap_or_default();
+                rule.add_properties(message.topic.as_str(), &mut properties);
+                marks::set_hops(&mut properties, hops + 1);
+                if rule.provenance == Provenance::Add {
+                    let boot = self.shared.hub.clock().boot_id();
+                    marks::set_provenance(&mut properties, message.accepted_at, delivery.sequence, boot);
+                }
+                marked = properties;
+                Some(&marked)
             }
-        }
+        };
         let qos = delivery.qos.min(rule.qos);
         let retain = delivery.retain && rule.retain == Retain::AsPublished;
         let head = PublishHead {
@@ -499,7 +512,7 @@ impl<'a> Stream<'a> {
             retain,
             dup,
             packet_id: delivery.packet_id,
-            properties: properties.as_deref(),
+            properties,
             identifiers: &[],
             expiry,
             topic_alias: None,
