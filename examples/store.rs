@@ -93,8 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let stored = page.messages.iter().filter(|message| matches!(message.state, StoredState::Queued(_)));
         read += stored.count();
         let last = page.messages.last().map(|message| message.sequence);
-        let mut removals =
-            page.messages.iter().map(|message| Op::Remove { session: SESSION, sequence: message.sequence });
+        let mut removals = page.messages.iter().map(|message| Op::remove(SESSION, message.sequence));
         store.submit(&mut removals.by_ref().collect(), Due::Later);
         from = last.map_or(from, |last| last + 1);
         if page.complete {

@@ -36,6 +36,8 @@ pub struct Link {
     routes: HashMap<Box<str>, Route>,
     runs: Vec<Run>,
     acknowledged: Vec<PacketId>,
+    /// What the journal must learn of QoS 2 deliveries.
+    handshakes: Vec<Op>,
     ops: Vec<Op>,
     accepted: u64,
     /// When the first message of the batch was accepted: the clock is asked once a batch, not once a message.
@@ -182,6 +184,7 @@ impl Link {
             routes: HashMap::new(),
             runs: Vec::new(),
             acknowledged: Vec::new(),
+            handshakes: Vec::new(),
             ops: Vec::new(),
             accepted: 0,
             batch_began: None,
@@ -355,22 +358,24 @@ impl Link {
         self.acknowledged.push(packet_id);
     }
 
-    /// PUBREC: a later [`Link::take`] yields the release once this is on disk. False for an unknown identifier.
+    /// PUBREC: a later [`Link::take`] yields the release once this is on disk, where it goes with the next
+    /// [`Link::flush`] or [`Link::take`]. False for an unknown identifier.
     pub fn received(&mut self, packet_id: PacketId) -> bool {
-        let mut ops = Vec::new();
-        let Some(mut state) = self.state() else { return true };
-        let known = state.queue.receive(packet_id, &self.session.signal, &mut ops);
-        state.settle();
-        submit(self.hub.store(), &mut ops, Due::Now);
+        let mut ops = std::mem::take(&mut self.handshakes);
+        let known = self.state().is_none_or(|mut state| {
+            let known = state.queue.receive(packet_id, &self.session.signal, &mut ops);
+            state.settle();
+            known
+        });
+        self.handshakes = ops;
         known
     }
 
     /// PUBCOMP: the QoS 2 delivery is over. False for an unknown identifier.
     pub fn completed(&mut self, packet_id: PacketId) -> bool {
-        let mut ops = Vec::new();
-        let Some(mut state) = self.state() else { return true };
-        let known = state.queue.complete(packet_id, &mut ops);
-        submit(self.hub.store(), &mut ops, Due::Later);
+        let mut ops = std::mem::take(&mut self.handshakes);
+        let known = self.state().is_none_or(|mut state| state.queue.complete(packet_id, &mut ops));
+        self.handshakes = ops;
         known
     }
 
@@ -405,6 +410,8 @@ impl Link {
     }
 
     fn flush_acknowledged(&mut self) {
+        let is_awaited = self.handshakes.iter().any(|op| matches!(op, Op::Release { .. }));
+        submit(self.hub.store(), &mut self.handshakes, if is_awaited { Due::Now } else { Due::Later });
         if self.acknowledged.is_empty() {
             return;
         }

@@ -95,12 +95,14 @@ impl Account {
         self.memory.used() > self.memory.max / 4 * 3 && self.held >= self.part()
     }
 
-    /// How much of the queue's tail may be read at once: less, the less memory is free.
+    /// How much of the queue's tail is read at once, so that one page can be sent while the next one is read: less, the
+    /// less memory is free.
     pub fn page(&self, limits: &QueueLimits) -> PageLimit {
         let free = self.memory.max.saturating_sub(self.memory.used());
         let room = usize::try_from((free / 4).max(self.part())).unwrap_or(usize::MAX);
         let messages = (room / MESSAGE_OVERHEAD).max(1);
-        PageLimit { messages: messages.min(limits.memory_messages), bytes: room.min(limits.memory_bytes) }
+        let most = (limits.memory_messages / 2, limits.memory_bytes / 2);
+        PageLimit { messages: messages.min(most.0).max(1), bytes: room.min(most.1) }
     }
 
     /// What each queue may have when memory is short.

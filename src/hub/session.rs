@@ -380,7 +380,7 @@ impl Session {
         let (wanted, limit) = {
             let mut state = self.state.lock();
             let limit = state.account.page(&limits);
-            let wanted: Vec<u64> = std::iter::from_fn(|| state.queue.wants_page(limit.messages)).collect();
+            let wanted: Vec<u64> = std::iter::from_fn(|| state.queue.wants_page(limit)).collect();
             (wanted, limit)
         };
         for from in wanted {

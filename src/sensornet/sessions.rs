@@ -179,9 +179,11 @@ impl Sessions {
                 if !entry.link.received(packet_id) {
                     gateway.deliver_release(key, packet_id, now);
                 }
+                self.touched.push(key);
             }
             Request::Completed(packet_id) => {
                 entry.link.completed(packet_id);
+                self.touched.push(key);
             }
         }
     }

@@ -10,8 +10,10 @@
 //!   PUBCOMP that went out before the messages of the same PUBLISH are on disk would lose them in a crash.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::op::{MAX_NUMBER, first_sequence, lane};
 use super::ranges::Ranges;
 use super::{Op, Receipt, SessionId, SessionRecord};
 use crate::message::{Message, QoS};
@@ -138,7 +140,7 @@ impl Batch {
             Op::Release { session, sequence, receipt } => {
                 self.replace(Key::Row(session, sequence), Change::Release { session, sequence }, receipt);
             }
-            Op::Remove { session, sequence } => self.remove(session, sequence, satisfied),
+            Op::Remove { session, first, last } => self.remove(session, first, last, satisfied),
             Op::AddInbound { session, packet_id, receipt } => {
                 let key = Key::Inbound(session, packet_id);
                 self.replace(key, Change::AddInbound { session, packet_id }, receipt);
@@ -167,7 +169,7 @@ impl Batch {
         }
         for (session, ranges) in later.removals {
             let mine = self.removals.entry(session).or_default();
-            ranges.iter().for_each(|(first, last)| (first..=last).for_each(|sequence| mine.insert(sequence)));
+            ranges.iter().for_each(|(first, last)| mine.insert_range(first, last));
         }
         self.removed += later.removed;
     }
@@ -257,6 +259,19 @@ impl Batch {
         released.then_some(Effect::Released)
     }
 
+    /// Whether what is on disk of a lane from sequence `from` on will be different once this batch is written, more that is
+    /// appended aside.
+    pub fn changes_page(&self, session: SessionId, from: u64) -> bool {
+        let end = first_sequence(lane(from)) | MAX_NUMBER;
+        let is_removed = self.removals.get(&session).is_some_and(|ranges| ranges.touches(from, end));
+        is_removed
+            || self.slots().any(|slot| match &slot.change {
+                Change::DropSession(dropped) => *dropped == session,
+                Change::Release { session: of, sequence } => *of == session && (from..=end).contains(sequence),
+                _ => false,
+            })
+    }
+
     /// Messages that vanished before they were written, since the last call.
     pub fn take_cancelled(&mut self) -> u64 {
         std::mem::take(&mut self.cancelled)
@@ -264,6 +279,11 @@ impl Batch {
 
     pub fn is_empty(&self) -> bool {
         self.live == 0 && self.removals.is_empty()
+    }
+
+    /// Changes that are waiting.
+    pub fn changes(&self) -> usize {
+        self.live
     }
 
     /// Changes and removals that are waiting.
@@ -276,18 +296,30 @@ impl Batch {
         self.bytes + self.removals.values().map(Ranges::len).sum::<usize>() * 32
     }
 
-    fn remove(&mut self, session: SessionId, sequence: u64, satisfied: &mut Vec<Arc<Receipt>>) {
-        let Some(slot) = self.take(&Key::Row(session, sequence)) else {
-            self.removals.entry(session).or_default().insert(sequence);
-            self.removed += 1;
-            return;
-        };
-        satisfied.extend(slot.receipts);
-        if matches!(slot.change, Change::Release { .. }) {
-            self.removals.entry(session).or_default().insert(sequence);
-            self.removed += 1;
-        } else {
-            self.cancelled += 1;
+    fn remove(&mut self, session: SessionId, first: u64, last: u64, satisfied: &mut Vec<Arc<Receipt>>) {
+        if self.index.is_empty() {
+            // As while a backlog drains.
+            return self.remove_stored(session, first..last + 1);
+        }
+        // What is on disk begins here, as far as the search for what is not has come.
+        let mut stored = first;
+        for sequence in first..=last {
+            let Some(slot) = self.take(&Key::Row(session, sequence)) else { continue };
+            let is_stored = matches!(slot.change, Change::Release { .. });
+            satisfied.extend(slot.receipts);
+            if !is_stored {
+                self.cancelled += 1;
+                self.remove_stored(session, stored..sequence);
+                stored = sequence + 1;
+            }
+        }
+        self.remove_stored(session, stored..last + 1);
+    }
+
+    fn remove_stored(&mut self, session: SessionId, sequences: Range<u64>) {
+        if !sequences.is_empty() {
+            self.removals.entry(session).or_default().insert_range(sequences.start, sequences.end - 1);
+            self.removed += usize::try_from(sequences.end - sequences.start).unwrap_or(usize::MAX);
         }
     }
 
@@ -525,13 +557,16 @@ mod tests {
             let text = format!("{ops:?}");
             assert_eq!(names(&batch(ops)), expected, "{text}");
         };
-        let remove = |sequence| Op::Remove { session: S, sequence };
+        let remove = |sequence| Op::remove(S, sequence);
         let release = |sequence| Op::Release { session: S, sequence, receipt: None };
         let put = || Op::PutRetained(message("t"), None);
         let unretain = || Op::DropRetained(TopicName::new("t").unwrap(), None);
         check(vec![enqueue(1, None), remove(1)], &[]);
         check(vec![enqueue(1, None), enqueue(2, None), remove(1)], &["enqueue"]);
         check(vec![remove(1)], &["remove"]);
+        let remove_many = || Op::Remove { session: S, first: 1, last: 4 };
+        check(vec![enqueue(1, None), enqueue(2, None), enqueue(3, None), enqueue(4, None), remove_many()], &[]);
+        check(vec![enqueue(3, None), enqueue(5, None), remove_many()], &["enqueue", "remove"]);
         check(vec![enqueue(1, None), release(1)], &["enqueue released"]);
         check(vec![enqueue(1, None), release(1), remove(1)], &[]);
         check(vec![release(1), remove(1)], &["remove"]);
@@ -559,7 +594,7 @@ mod tests {
     fn a_removal_satisfies_the_receipt_of_what_it_cancels() {
         let (cancelled, kept) = (receipt(), receipt());
         let ops = vec![enqueue(1, Some(cancelled.clone())), enqueue(2, Some(kept.clone()))];
-        batch(ops.into_iter().chain([Op::Remove { session: S, sequence: 1 }]).collect());
+        batch(ops.into_iter().chain([Op::remove(S, 1)]).collect());
         assert_eq!((cancelled.state(), kept.state()), (ReceiptState::Done, ReceiptState::Pending));
     }
 
@@ -579,7 +614,7 @@ mod tests {
     fn what_waits_out_a_full_disk_keeps_its_order_and_loses_what_became_moot() {
         let mut kept = batch(vec![enqueue(3, None), Op::Release { session: S, sequence: 3, receipt: None }]);
         let released = Op::Release { session: S, sequence: 3, receipt: None };
-        kept.append(batch(vec![released, Op::Remove { session: S, sequence: 2 }, Op::DropSession(SessionId(9))]));
+        kept.append(batch(vec![released, Op::remove(S, 2), Op::DropSession(SessionId(9))]));
         assert_eq!(names(&kept), ["enqueue released", "drop session", "remove"]);
         kept.prune(|session| session == S, |session, _| (session == S).then_some(1));
         assert_eq!(names(&kept), ["enqueue released"]);
@@ -592,7 +627,7 @@ mod tests {
         let (mut batch, mut satisfied) = (batch(vec![record()]), Vec::new());
         for sequence in 0..100_000 {
             batch.push(enqueue(sequence, None), &mut satisfied);
-            batch.push(Op::Remove { session: S, sequence }, &mut satisfied);
+            batch.push(Op::remove(S, sequence), &mut satisfied);
         }
         assert!(batch.slots.len() < 2 * MAX_HOLES, "{}", batch.slots.len());
         assert_eq!(names(&batch), ["put session"]);

@@ -8,6 +8,7 @@ use tracing::error;
 use super::batch::{Batch, Change, Row};
 use super::op::{self, first_sequence};
 use super::queue;
+use super::ranges::Ranges;
 use super::row::{Content, encode_extra, encode_flags};
 use super::schema::MAX_SLOT;
 use super::state::{Lanes, Queue, State};
@@ -63,13 +64,18 @@ impl Database {
     pub fn commit(&mut self, batch: &Batch) -> rusqlite::Result<Committed> {
         self.transaction(|connection, state| {
             let mut committed = Committed::default();
-            let mut rows = Rows::new();
+            let (mut rows, mut releases) = (Rows::new(), Releases::new());
             for slot in batch.slots() {
-                apply(connection, state, &slot.change, &mut rows)?;
+                apply(connection, state, &slot.change, &mut rows, &mut releases)?;
             }
             for ((session, _), mut rows) in rows {
                 rows.sort_by_key(|row| row.sequence);
                 committed.messages_written += queue::append(connection, state, session, &rows)?;
+            }
+            for (session, ranges) in releases {
+                for (first, last) in ranges.iter() {
+                    queue::release(connection, state, session, first, last)?;
+                }
             }
             for (&session, ranges) in batch.removals() {
                 for (first, last) in ranges.iter() {
@@ -217,12 +223,16 @@ fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
 /// What is to be queued, by lane.
 type Rows<'a> = HashMap<(SessionId, u8), Vec<&'a Row>>;
 
-/// Writes a change; what is to be queued is put into `rows`, to be written together.
+/// What was released, of messages that are on disk.
+type Releases = HashMap<SessionId, Ranges>;
+
+/// Writes a change; what is to be queued is put into `rows` and what is released into `releases`, to be written together.
 fn apply<'a>(
     connection: &Connection,
     state: &mut State,
     change: &'a Change,
     rows: &mut Rows<'a>,
+    releases: &mut Releases,
 ) -> rusqlite::Result<()> {
     match change {
         Change::Enqueue(row) => {
@@ -240,7 +250,10 @@ fn apply<'a>(
             .execute(params![id(*session), filter])
             .map(|_| ()),
         Change::EnqueueReleased { session, sequence } => queue::append_released(connection, state, *session, *sequence),
-        Change::Release { session, sequence } => queue::release(connection, state, *session, *sequence),
+        Change::Release { session, sequence } => {
+            releases.entry(*session).or_default().insert_range(*sequence, *sequence);
+            Ok(())
+        }
         Change::AddInbound { session, packet_id } if state.has(*session) => connection
             .prepare_cached("INSERT OR IGNORE INTO inbound VALUES (?1, ?2)")?
             .execute(params![id(*session), packet_id])

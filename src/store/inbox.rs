@@ -18,6 +18,9 @@ use super::{Due, Durability, Op, Page, PageLimit, Receipt, SessionId, Settings, 
 
 /// How long [`Due::Later`] may wait.
 const LATER: Duration = Duration::from_secs(1);
+/// A batch with this many changes is written although more could be gathered: larger ones write no fewer bytes for each
+/// message, and publishers have only so many unacknowledged.
+const FULL_BATCH: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Inbox {
@@ -39,12 +42,23 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct Pending {
     batch: Batch,
+    /// Answered before the batch is written, as far as that can be.
+    loads: Vec<Load>,
+    /// Answered after the batch is written.
     requests: Vec<Request>,
     /// When the batch is due; `None` while there is nothing in it.
     due: Option<Instant>,
     /// What the writer is busy with or could not write yet, in bytes.
     in_flight: usize,
     end: End,
+}
+
+impl Pending {
+    /// Puts the pages off that the batch has a say in.
+    fn sort_loads(&mut self) {
+        let Self { batch, loads, requests, .. } = self;
+        requests.extend(loads.extract_if(.., |load| batch.changes_page(load.session, load.from)).map(Request::Load));
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,15 +72,23 @@ enum End {
 
 /// What a session asks of its queue; the answer is given on the writer's thread.
 pub(super) enum Request {
-    Load { session: SessionId, from: u64, limit: PageLimit, then: Box<dyn FnOnce(Page) + Send> },
+    Load(Load),
     Sweep { session: SessionId, sweep: Sweep, then: Box<dyn FnOnce(Swept) + Send> },
+}
+
+/// A page that is wanted.
+pub(super) struct Load {
+    pub session: SessionId,
+    pub from: u64,
+    pub limit: PageLimit,
+    pub then: Box<dyn FnOnce(Page) + Send>,
 }
 
 impl Request {
     /// Answers that it could not be done.
     pub fn fail(self) {
         match self {
-            Self::Load { then, .. } => then(Page { failed: true, ..Page::default() }),
+            Self::Load(load) => (load.then)(Page { failed: true, ..Page::default() }),
             Self::Sweep { then, .. } => then(Swept { more: true, ..Swept::default() }),
         }
     }
@@ -75,8 +97,10 @@ impl Request {
 /// What the writer has to do next.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// Write the batch, then answer the requests; `last` where nothing comes after.
-    Write { batch: Batch, requests: Vec<Request>, last: bool },
+    /// Read pages while nothing is due to be written.
+    Read(Vec<Load>),
+    /// Read pages, write the batch, then answer the requests; `last` where nothing comes after.
+    Write { loads: Vec<Load>, batch: Batch, requests: Vec<Request>, last: bool },
     /// Nothing is due, and it is time for what the writer asked to be woken for.
     Chores,
 }
@@ -136,9 +160,17 @@ impl Inbox {
             drop(pending);
             return request.fail();
         }
-        pending.requests.push(request);
+        match request {
+            Request::Load(load) => pending.loads.push(load),
+            request => pending.requests.push(request),
+        }
         drop(pending);
         self.work.notify_one();
+    }
+
+    /// Comes back to a page that can only be read once everything that was submitted is written.
+    pub fn postpone(&self, load: Load) {
+        self.pending.lock().requests.push(Request::Load(load));
     }
 
     /// While the guard lives no batch is taken.
@@ -163,9 +195,13 @@ impl Inbox {
         let mut pending = self.pending.lock();
         loop {
             let now = Instant::now();
+            pending.sort_loads();
             let is_due = pending.due.is_some_and(|due| due <= now);
             if is_due || !pending.requests.is_empty() || pending.end != End::Open {
                 break;
+            }
+            if !pending.loads.is_empty() {
+                return Work::Read(std::mem::take(&mut pending.loads));
             }
             if chores_at.is_some_and(|at| at <= now) {
                 return Work::Chores;
@@ -180,8 +216,10 @@ impl Inbox {
         drop(pending);
         let gate = self.gate.write();
         let mut pending = self.pending.lock();
+        pending.sort_loads();
         pending.due = None;
         let batch = std::mem::take(&mut pending.batch);
+        let loads = std::mem::take(&mut pending.loads);
         let requests = std::mem::take(&mut pending.requests);
         pending.in_flight = pending.in_flight.saturating_add(batch.bytes());
         let last = pending.end != End::Open;
@@ -190,7 +228,7 @@ impl Inbox {
         }
         drop(pending);
         drop(gate);
-        Work::Write { batch, requests, last }
+        Work::Write { loads, batch, requests, last }
     }
 
     /// The writer is done with what it took, except for `bytes` that it could not write yet.
@@ -213,12 +251,12 @@ impl Inbox {
     /// Takes no more, and fails what still waits, if anything.
     pub fn abandon(&self) {
         let mut pending = self.pending.lock();
-        let Pending { batch, requests, .. } = std::mem::take(&mut *pending);
+        let Pending { batch, loads, requests, .. } = std::mem::take(&mut *pending);
         pending.end = End::Closed;
         self.schedule_limit(&pending);
         drop(pending);
         batch.fail();
-        requests.into_iter().for_each(Request::fail);
+        loads.into_iter().map(Request::Load).chain(requests).for_each(Request::fail);
     }
 
     /// Sets when the batch is due; true where the writer must be woken for it.
@@ -234,6 +272,7 @@ impl Inbox {
             (Durability::Commit, Due::Now) => Duration::ZERO,
             (Durability::Commit, Due::Soon) => self.commit_delay,
             (Durability::Commit, Due::Later) => LATER,
+            (Durability::Interval(_), Due::Now | Due::Soon) if pending.batch.changes() >= FULL_BATCH => Duration::ZERO,
             (Durability::Interval(interval), Due::Now | Due::Soon) => interval,
             (Durability::Interval(interval), Due::Later) => interval.max(LATER),
             (Durability::Relaxed, _) => self.relaxed_interval,
@@ -257,9 +296,15 @@ impl Inbox {
 impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Load { session, from, .. } => write!(f, "Load({session:?}, {from})"),
+            Self::Load(load) => load.fmt(f),
             Self::Sweep { session, sweep, .. } => write!(f, "Sweep({session:?}, {sweep:?})"),
         }
+    }
+}
+
+impl std::fmt::Debug for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Load").field("session", &self.session).field("from", &self.from).finish_non_exhaustive()
     }
 }
 

@@ -52,7 +52,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::message::Message;
 use crate::observe::{Metrics, Observe, Status};
 use database::Database;
-use inbox::{Inbox, Request};
+use inbox::{Inbox, Load, Request};
 use open::Lock;
 use stats::Stats;
 use writer::Writer;
@@ -219,11 +219,11 @@ impl Store {
         self.0.inbox.ready().await;
     }
 
-    /// Reads a page of a lane of a queue, from sequence `from` on, which names it. `then` runs on the writer's thread and must be quick; the page
-    /// shows everything that was submitted before this call. After [`Store::close`] `then` runs at once, with a page
+    /// Reads a page of a lane of a queue, from sequence `from` on, which names it. `then` runs on the writer's thread and
+    /// must be quick. The page shows everything that was submitted before this call. After [`Store::close`] `then` runs at once, with a page
     /// that has failed.
     pub fn load(&self, session: SessionId, from: u64, limit: PageLimit, then: Box<dyn FnOnce(Page) + Send>) {
-        self.0.inbox.request(Request::Load { session, from, limit, then });
+        self.0.inbox.request(Request::Load(Load { session, from, limit, then }));
     }
 
     /// Removes what has expired from a lane of a queue, as far as it is on disk: the caller sees to what it has read or

@@ -78,11 +78,12 @@ pub enum Op {
         sequence: u64,
         receipt: Option<Arc<Receipt>>,
     },
-    /// The message is done with: PUBACK, PUBCOMP, dropped or expired. Where its `Enqueue` is not committed yet, both
-    /// vanish, nothing is written and the receipt of the `Enqueue` is satisfied.
+    /// The messages from sequence `first` to `last`, of one lane, are done with: PUBACK, PUBCOMP, dropped or expired.
+    /// Where an `Enqueue` is not committed yet, both vanish, nothing is written and its receipt is satisfied.
     Remove {
         session: SessionId,
-        sequence: u64,
+        first: u64,
+        last: u64,
     },
     /// A QoS 2 message with this packet identifier was accepted from the session's client.
     AddInbound {
@@ -99,6 +100,13 @@ pub enum Op {
     /// Replaces the retained message of its topic.
     PutRetained(Arc<Message>, Option<Arc<Receipt>>),
     DropRetained(TopicName, Option<Arc<Receipt>>),
+}
+
+impl Op {
+    /// Removes one message.
+    pub fn remove(session: SessionId, sequence: u64) -> Self {
+        Self::Remove { session, first: sequence, last: sequence }
+    }
 }
 
 /// When a batch must be on disk at the latest; `Durability::Interval` and `Durability::Relaxed` put it off further.

@@ -173,18 +173,24 @@ pub(super) fn append_released(
     Ok(())
 }
 
-/// Gives up the content of a message; that it is released stays known until it is removed.
+/// Gives up the content of the messages from sequence `first` to `last`, both of one lane; that they are released stays
+/// known until they are removed.
 pub(super) fn release(
     connection: &Connection,
     state: &mut State,
     session: SessionId,
-    sequence: u64,
+    first: u64,
+    last: u64,
 ) -> rusqlite::Result<()> {
-    let taken = take_from_runs(connection, state, session, sequence, sequence)?;
-    let Some(slot) = state.slot(session, sequence).filter(|_| taken.messages > 0) else { return Ok(()) };
-    put_released(connection, slot, sequence)?;
-    state.mark_released(session, sequence);
-    state.removed(session, sequence, Count { messages: 0, ..taken });
+    let mut numbers = Vec::new();
+    let taken = take_from_runs(connection, state, session, first, last, Some(&mut numbers))?;
+    let Some(slot) = state.slot(session, first) else { return Ok(()) };
+    for number in numbers {
+        let sequence = first_sequence(op::lane(first)) | number;
+        put_released(connection, slot, sequence)?;
+        state.mark_released(session, sequence);
+    }
+    state.removed(session, first, Count { messages: 0, ..taken });
     Ok(())
 }
 
@@ -207,10 +213,10 @@ pub(super) fn remove(
         Some(stored) if stored >= first => last.min(stored),
         _ => return Ok(0),
     };
-    let mut removed = take_from_runs(connection, state, session, first, last)?;
+    let mut removed = take_from_runs(connection, state, session, first, last, None)?;
     let released = state.take_released(session, first, last);
-    for &key in &released {
-        connection.prepare_cached("DELETE FROM released WHERE key = ?1")?.execute([key])?;
+    if let (Some(from), Some(to)) = (released.first(), released.last()) {
+        connection.prepare_cached("DELETE FROM released WHERE key BETWEEN ?1 AND ?2")?.execute([from, to])?;
     }
     removed.add(released.len() as u64, 0);
     if removed.messages > 0 {
@@ -219,20 +225,21 @@ pub(super) fn remove(
     Ok(removed.messages)
 }
 
-/// Takes messages out of their runs; returns what was there and is not any more.
+/// Takes messages out of their runs; returns what was there and is not any more. Their numbers are put into `numbers`.
 fn take_from_runs(
     connection: &Connection,
     state: &mut State,
     session: SessionId,
     first: u64,
     last: u64,
+    mut numbers: Option<&mut Vec<u64>>,
 ) -> rusqlite::Result<Count> {
     let (Some(queue), topics) = state.queue_and_topics(session, first) else { return Ok(Count::default()) };
     let (first, last) = (number(first), number(last));
     let mut taken = Count::default();
     for head in runs_over(connection, queue.slot, first, last)? {
         let is_whole = first <= head.first && head.last() <= last;
-        if is_whole && !queue.gone.touches(head.first, head.last()) {
+        if is_whole && numbers.is_none() && !queue.gone.touches(head.first, head.last()) {
             taken.add(head.messages, head.bytes);
             delete(connection, queue, &head)?;
             continue;
@@ -240,8 +247,14 @@ fn take_from_runs(
         let frames = frames(connection, &head)?;
         let (mut inside, mut outside) = (Count::default(), Count::default());
         for frame in Frames::new(head.place(), &frames).filter(|frame| !queue.gone.contains(frame.number)) {
-            let count = if (first..=last).contains(&frame.number) { &mut inside } else { &mut outside };
-            count.add(1, frame.size(topics));
+            if (first..=last).contains(&frame.number) {
+                inside.add(1, frame.size(topics));
+                if let Some(numbers) = &mut numbers {
+                    numbers.push(frame.number);
+                }
+            } else {
+                outside.add(1, frame.size(topics));
+            }
         }
         taken.add(inside.messages, inside.bytes);
         if outside.messages == 0 || is_whole {

@@ -12,20 +12,15 @@ impl Ranges {
         Self(BTreeMap::from([(first, last)]))
     }
 
-    pub fn insert(&mut self, number: u64) {
-        let before = self.0.range(..=number).next_back().map(|(&first, &last)| (first, last));
-        if before.is_some_and(|(_, last)| last >= number) {
+    /// Adds every number from `first` to `last`.
+    pub fn insert_range(&mut self, first: u64, last: u64) {
+        // As acknowledgements come.
+        if let Some(mut end) = self.0.last_entry()
+            && end.get().checked_add(1) == Some(first)
+        {
+            end.insert(last);
             return;
         }
-        let first = match before {
-            Some((first, last)) if last + 1 == number => first,
-            _ => number,
-        };
-        let last = number.checked_add(1).and_then(|next| self.0.remove(&next)).unwrap_or(number);
-        self.0.insert(first, last);
-    }
-
-    pub fn insert_range(&mut self, first: u64, last: u64) {
         self.remove_range(first, last);
         // Joined with its neighbours, if they touch.
         let before = first.checked_sub(1).and_then(|end| self.ending_at(end));
@@ -103,7 +98,7 @@ mod tests {
     fn neighbours_merge_in_any_order() {
         let check = |numbers: &[u64], expected: &[(u64, u64)]| {
             let mut ranges = Ranges::default();
-            numbers.iter().for_each(|&number| ranges.insert(number));
+            numbers.iter().for_each(|&number| ranges.insert_range(number, number));
             assert_eq!(ranges.iter().collect::<Vec<_>>(), expected, "{numbers:?}");
             for number in 0..20 {
                 assert_eq!(ranges.contains(number), numbers.contains(&number), "{number} in {numbers:?}");
@@ -140,9 +135,9 @@ mod tests {
     fn a_bound_cuts_through_a_range() {
         let check = |bound: Option<u64>, expected: &[(u64, u64)], count: usize| {
             let mut ranges = Ranges::default();
-            [1, 2, 3, 7, 8].into_iter().for_each(|number| ranges.insert(number));
+            [1, 2, 3, 7, 8].into_iter().for_each(|number| ranges.insert_range(number, number));
             // Another lane, with a bound of its own.
-            [101, 102].into_iter().for_each(|number| ranges.insert(number));
+            [101, 102].into_iter().for_each(|number| ranges.insert_range(number, number));
             ranges.clip(|first| if first > 100 { Some(101) } else { bound });
             let expected = [expected, &[(101, 101)]].concat();
             assert_eq!(ranges.iter().collect::<Vec<_>>(), expected, "{bound:?}");

@@ -216,12 +216,11 @@ impl State {
         self.shrunk.insert((session, op::lane(sequence)));
     }
 
-    /// Forgets which messages from `first` to `last` were released; returns their keys.
+    /// Forgets which messages from `first` to `last` were released; returns their keys, in order.
     pub fn take_released(&mut self, session: SessionId, first: u64, last: u64) -> Vec<i64> {
         let Some(queue) = self.queue_mut(session, first) else { return Vec::new() };
-        let range = op::number(first)..=op::number(last);
-        let numbers: Vec<u64> = queue.released.range(range.clone()).copied().collect();
-        queue.released.retain(|number| !range.contains(number));
+        let numbers: Vec<u64> = queue.released.range(op::number(first)..=op::number(last)).copied().collect();
+        numbers.iter().for_each(|number| _ = queue.released.remove(number));
         numbers.into_iter().map(|number| queue_key(queue.slot, number)).collect()
     }
 

@@ -155,7 +155,7 @@ fn everything_comes_back_after_a_restart() {
         &store,
         vec![
             Op::Release { session: S, sequence: 12, receipt: None },
-            Op::Remove { session: S, sequence: 10 },
+            Op::remove(S, 10),
             Op::RemoveInbound { session: S, packet_id: 7, receipt: None },
             Op::DropRetained(TopicName::new("r/gone").unwrap(), None),
         ],
@@ -219,7 +219,7 @@ fn a_message_acknowledged_before_its_commit_is_never_written() {
     for sequence in 1..1000 {
         let receipt = receipt();
         store.submit(&mut vec![enqueue(S, sequence, message("t", "x"), Some(receipt.clone()))], Due::Later);
-        store.submit(&mut vec![Op::Remove { session: S, sequence }], Due::Later);
+        store.submit(&mut vec![Op::remove(S, sequence)], Due::Later);
         assert_eq!(receipt.state(), ReceiptState::Done);
     }
     assert_eq!(store.0.stats.commits.load(Ordering::Relaxed), before);
@@ -299,7 +299,7 @@ fn a_dropped_session_leaves_nothing_behind_and_its_room_is_given_back() {
     assert!(load(&store, S, 0, 1, 1).messages.is_empty());
     until("giving room back", || total(&store) < 9 << 20);
     let mut again = vec![put(SessionId(3)), enqueue(SessionId(3), 5, message("t", "new"), None)];
-    again.push(Op::Remove { session: S, sequence: 3 });
+    again.push(Op::remove(S, 3));
     keep(&store, again);
     assert_eq!(sequences(&store, SessionId(3)), [5]);
     store.close();
@@ -331,7 +331,7 @@ fn a_full_database_refuses_what_is_new_takes_removals_and_recovers() {
     assert!(store.is_full());
     assert_eq!(store.statuses()[0].health, crate::observe::Health::Down);
     assert_eq!(sequences(&store, S), (1..=stored).collect::<Vec<_>>());
-    let mut removals = (1..stored).map(|sequence| Op::Remove { session: S, sequence }).collect();
+    let mut removals = (1..stored).map(|sequence| Op::remove(S, sequence)).collect();
     store.submit(&mut removals, Due::Now);
     assert_eq!(sequences(&store, S), [stored]);
     until("recovery", || !store.is_full() && store.statuses()[0].health == crate::observe::Health::Good);
@@ -359,7 +359,7 @@ fn what_must_not_be_lost_waits_until_the_disk_takes_it() {
     let filter: Arc<str> = "a/#".into();
     let mut ops = vec![
         enqueue(S, 6, message("t", "x"), Some(refused.clone())),
-        Op::Remove { session: S, sequence: 1 },
+        Op::remove(S, 1),
         Op::Release { session: S, sequence: 2, receipt: Some(released.clone()) },
         Op::RemoveInbound { session: S, packet_id: 4, receipt: Some(pubrel.clone()) },
         Op::PutSubscription {
@@ -374,7 +374,7 @@ fn what_must_not_be_lost_waits_until_the_disk_takes_it() {
     store.submit(&mut ops, Due::Now);
     assert_eq!((settled(&refused), settled(&subscribed)), (ReceiptState::Failed, ReceiptState::Failed));
     assert_eq!((released.state(), pubrel.state()), (ReceiptState::Pending, ReceiptState::Pending));
-    store.submit(&mut vec![Op::Remove { session: S, sequence: 3 }, Op::Remove { session: S, sequence: 6 }], Due::Now);
+    store.submit(&mut vec![Op::remove(S, 3), Op::remove(S, 6)], Due::Now);
     // Pages show what will be, not what the disk still says.
     let page = load(&store, S, 0, 100, 10_000);
     assert_eq!(page.messages.iter().map(|message| message.sequence).collect::<Vec<_>>(), [2, 4, 5]);

@@ -9,11 +9,11 @@ use tracing::{error, info, warn};
 
 use super::batch::Batch;
 use super::database::{Database, Usage};
-use super::inbox::{Inbox, Request, Work};
+use super::inbox::{Inbox, Load, Request, Work};
 use super::open::Lock;
 use super::read;
 use super::stats::{Alarm, Failure, Stats};
-use super::{Page, PageLimit, SessionId, Sweep, Swept};
+use super::{Page, SessionId, Sweep, Swept};
 use crate::clock::Clock;
 
 /// The log is moved into the database when it holds this much. Larger would write a little less to flash, and make
@@ -79,13 +79,20 @@ impl Writer {
             let chores_at = [self.retry.map(|retry| retry.at), self.upkeep_at].into_iter().flatten().min();
             match self.inbox.wait(chores_at) {
                 Work::Chores => self.do_chores(),
-                Work::Write { batch, requests, last } => {
+                Work::Read(loads) => {
+                    let unfinished: Vec<_> = loads.into_iter().filter_map(|load| self.read_ahead(load)).collect();
+                    unfinished.into_iter().for_each(|load| self.inbox.postpone(load));
+                }
+                Work::Write { loads, batch, requests, last } => {
                     if last {
                         self.retry = None;
                     }
+                    // Whoever drains a backlog does not wait for the disk to sync what others sent.
+                    let unfinished: Vec<_> = loads.into_iter().filter_map(|load| self.read_ahead(load)).collect();
                     self.write(batch);
                     self.inbox.done(self.kept.bytes());
-                    requests.into_iter().for_each(|request| self.answer(request));
+                    let requests = unfinished.into_iter().map(Request::Load).chain(requests);
+                    requests.for_each(|request| self.answer(request));
                     self.checkpoint_if_large();
                     if last {
                         break;
@@ -184,12 +191,25 @@ impl Writer {
         }
     }
 
+    /// Answers with what is on disk, if that fills the page: what is not written yet comes behind it. Otherwise the load
+    /// comes back.
+    fn read_ahead(&mut self, load: Load) -> Option<Load> {
+        let page = self.page(&load);
+        if page.complete || page.failed {
+            return Some(load);
+        }
+        if catch_unwind(AssertUnwindSafe(|| (load.then)(page))).is_err() {
+            error!("the receiver of a page panicked");
+        }
+        None
+    }
+
     fn answer(&mut self, request: Request) {
         // A fault in one receiver must not end the store for all others.
         let answered = match request {
-            Request::Load { session, from, limit, then } => {
-                let page = self.page(session, from, limit);
-                catch_unwind(AssertUnwindSafe(|| then(page)))
+            Request::Load(load) => {
+                let page = self.page(&load);
+                catch_unwind(AssertUnwindSafe(|| (load.then)(page)))
             }
             Request::Sweep { session, sweep, then } => {
                 let swept = self.sweep(session, sweep);
@@ -201,7 +221,7 @@ impl Writer {
         }
     }
 
-    fn page(&mut self, session: SessionId, from: u64, limit: PageLimit) -> Page {
+    fn page(&mut self, &Load { session, from, limit, .. }: &Load) -> Page {
         if self.database.refresh().is_err() {
             return Page { failed: true, ..Page::default() };
         }

@@ -15,7 +15,7 @@ use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
 use crate::store::{
-    Op, QueueSummary, Receipt, ReceiptState, SessionId, StoredMessage, StoredState, first_sequence, number,
+    Op, PageLimit, QueueSummary, Receipt, ReceiptState, SessionId, StoredMessage, StoredState, first_sequence, number,
 };
 
 #[derive(Debug)]
@@ -265,8 +265,14 @@ impl Lane {
     }
 
     fn remove_from_journal(&self, sequence: u64, ops: &mut Vec<Op>) {
-        if self.durable {
-            ops.push(Op::Remove { session: self.session, sequence });
+        if !self.durable {
+            return;
+        }
+        match ops.last_mut() {
+            Some(Op::Remove { session, last, .. }) if *session == self.session && *last + 1 == sequence => {
+                *last = sequence;
+            }
+            _ => ops.push(Op::remove(self.session, sequence)),
         }
     }
 
@@ -497,7 +503,13 @@ impl Lane {
     fn find(&self, id: PacketId) -> Option<usize> {
         let first = self.inflight.front()?.sequence;
         let distance = self.identifiers.distance(first, id);
-        self.inflight.binary_search_by_key(&(first + distance), |entry| entry.sequence).ok()
+        let sequence = first + distance;
+        // Sequences have few holes: it mostly stands where it would without any.
+        let guess = usize::try_from(distance).ok()?;
+        if self.inflight.get(guess).is_some_and(|entry| entry.sequence == sequence) {
+            return Some(guess);
+        }
+        self.inflight.binary_search_by_key(&sequence, |entry| entry.sequence).ok()
     }
 
     /// A new connection: everything unacknowledged is sent again, in order (MQTT 5.0 §4.4).
@@ -549,11 +561,12 @@ impl Lane {
         self.tail = Some(tail);
     }
 
-    /// The sequence to page in from, when the head runs low for pages of `messages` and there is a tail. The caller asks
-    /// the store and gives the page to [`Lane::page_in`].
-    pub fn wants_page(&mut self, messages: usize) -> Option<u64> {
+    /// The sequence to page in from, when no more than one `page` waits in memory and there is a tail: while that is sent
+    /// the next one is read. The caller asks the store and gives the page to [`Lane::page_in`].
+    pub fn wants_page(&mut self, page: PageLimit) -> Option<u64> {
         let tail = self.tail?;
-        if self.loading.is_some() || self.waiting.len() > messages / 2 {
+        let is_ahead = self.waiting.len() > page.messages || self.waiting_bytes > page.bytes as u64;
+        if self.loading.is_some() || is_ahead {
             return None;
         }
         self.loading = Some(self.next_sequence);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
-use crate::store::{self, Op, QueueSummary, Receipt, SessionId, StoredMessage};
+use crate::store::{self, Op, PageLimit, QueueSummary, Receipt, SessionId, StoredMessage};
 use crate::topic::SharedFilter;
 use lane::{Identifiers, Lane};
 
@@ -464,15 +464,15 @@ impl Queue {
         self.lanes.iter_mut().for_each(|lane| lane.page_out(kept));
     }
 
-    /// The sequence to page in from, when the head of a lane runs low for pages of `messages` and it has a tail. The
-    /// caller asks the store and gives the page to [`Queue::page_in`]; and asks again here, as there may be another lane.
-    pub fn wants_page(&mut self, messages: usize) -> Option<u64> {
+    /// The sequence to page in from, when no more than one `page` of a lane waits in memory and it has a tail. The caller
+    /// asks the store and gives the page to [`Queue::page_in`]; and asks again here, as there may be another lane.
+    pub fn wants_page(&mut self, page: PageLimit) -> Option<u64> {
         if let [only] = &mut *self.lanes {
-            return only.wants_page(messages);
+            return only.wants_page(page);
         }
         for priority in Priority::ALL {
             let lanes = &mut self.lanes[priority.lane()..=priority.lane() + 1];
-            if let Some(from) = lanes.iter_mut().find_map(|lane| lane.wants_page(messages)) {
+            if let Some(from) = lanes.iter_mut().find_map(|lane| lane.wants_page(page)) {
                 return Some(from);
             }
             // What is less urgent comes after all of it; its turn to fill memory comes then too.

@@ -15,6 +15,12 @@ struct Bench {
 }
 
 impl Bench {
+    /// With pages of half of what may wait in memory.
+    fn wants_page(&mut self) -> Option<u64> {
+        let QueueLimits { memory_messages, memory_bytes, .. } = self.limits;
+        self.queue.wants_page(PageLimit { messages: memory_messages / 2, bytes: memory_bytes })
+    }
+
     fn new(durable: bool) -> Self {
         Self {
             queue: Queue::new(SessionId(7), durable, Layout::One),
@@ -172,19 +178,19 @@ fn a_full_queue_gives_up_its_oldest_on_disk_too_and_also_while_a_page_is_read() 
     }
     assert_eq!(bench.push("1e"), Pushed::DroppedOldest, "a, from memory");
     assert_eq!(bench.push("1f"), Pushed::DroppedOldest, "b, from disk");
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(2));
+    assert_eq!(bench.wants_page(), Some(2));
     let page = stored(&bench.ops, 2..5);
     assert_eq!(bench.push("1g"), Pushed::DroppedOldest, "c, on its way from disk");
     bench.queue.page_in(0, page, false);
     assert_eq!(bench.take(), "d#4 e#5");
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(5));
+    assert_eq!(bench.wants_page(), Some(5));
     bench.queue.page_in(0, stored(&bench.ops, 5..7), true);
     assert_eq!(bench.take(), "f#6 g#7");
     let removed = bench.ops.iter().filter_map(|op| match op {
-        Op::Remove { sequence, .. } => Some(*sequence),
+        Op::Remove { first, last, .. } => Some(*first..=*last),
         _ => None,
     });
-    assert_eq!(removed.collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(removed.flatten().collect::<Vec<_>>(), [0, 1, 2]);
 }
 
 #[test]
@@ -205,19 +211,19 @@ fn what_does_not_fit_in_memory_waits_on_disk_and_is_paged_in_order() {
     }
     assert_eq!(bench.queue.len(), 4);
     assert_eq!(bench.take(), "a#1 b#2");
-    let from = bench.queue.wants_page(bench.limits.memory_messages).unwrap();
+    let from = bench.wants_page().unwrap();
     assert_eq!(from, 2);
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), None, "one page at a time");
+    assert_eq!(bench.wants_page(), None, "one page at a time");
     // Published while the page is being read: it stays behind it.
     bench.push("1e");
     let page = stored(&bench.ops, 2..4);
     bench.queue.page_in(0, page, true);
     assert_eq!(bench.take(), "c#3 d#4");
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(4));
+    assert_eq!(bench.wants_page(), Some(4));
     bench.queue.page_in(0, stored(&bench.ops, 4..5), true);
     bench.push("1f");
     assert_eq!(bench.take(), "e#5 f#6");
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), None);
+    assert_eq!(bench.wants_page(), None);
 }
 
 #[test]
@@ -231,7 +237,7 @@ fn a_restored_queue_repeats_what_may_have_been_sent_under_the_same_identifiers()
     let mut page = stored(&source.ops, 8..13);
     page[0].state = StoredState::Released;
     page.remove(2);
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(8));
+    assert_eq!(bench.wants_page(), Some(8));
     bench.queue.page_in(0, page, true);
     bench.queue.rewind();
     assert_eq!(bench.take(), "!9 x#10+ x#12+ x#13");
@@ -248,7 +254,7 @@ fn what_is_paged_in_after_the_restored_part_goes_behind_what_waits() {
     for spelled in ["1a", "1b"] {
         source.push(spelled);
     }
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(0));
+    assert_eq!(bench.wants_page(), Some(0));
     bench.queue.page_in(0, stored(&source.ops, 0..2), true);
     bench.queue.rewind();
     (bench.limits.memory_messages, bench.window) = (4, 4);
@@ -256,7 +262,7 @@ fn what_is_paged_in_after_the_restored_part_goes_behind_what_waits() {
         bench.push(spelled);
     }
     assert_eq!(bench.take(), "a#1+ b#2+ c#3 d#4");
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(6));
+    assert_eq!(bench.wants_page(), Some(6));
     bench.queue.page_in(0, stored(&bench.ops, 6..8), true);
     (1..=4).for_each(|id| assert!(bench.acknowledge(id)));
     assert_eq!(bench.take(), "e#5 f#6 g#7 h#8");
@@ -410,20 +416,16 @@ fn restored_lanes_go_on_under_their_own_identifiers_and_are_paged_in_one_by_one(
     assert_eq!(bench.queue.len(), 5);
     bench.queue.rewind();
     // What is less urgent has time.
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(first_sequence(2)));
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), None);
+    assert_eq!(bench.wants_page(), Some(first_sequence(2)));
+    assert_eq!(bench.wants_page(), None);
     bench.queue.page_in(first_sequence(2), lanes[2].clone(), true);
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(first_sequence(0)));
-    assert_eq!(
-        bench.queue.wants_page(bench.limits.memory_messages),
-        Some(first_sequence(1)),
-        "the two of one priority together"
-    );
+    assert_eq!(bench.wants_page(), Some(first_sequence(0)));
+    assert_eq!(bench.wants_page(), Some(first_sequence(1)), "the two of one priority together");
     bench.queue.page_failed(first_sequence(1));
     bench.queue.page_in(first_sequence(0), lanes[0].clone(), true);
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(first_sequence(1)), "tried again");
+    assert_eq!(bench.wants_page(), Some(first_sequence(1)), "tried again");
     bench.queue.page_in(first_sequence(1), lanes[1].clone(), true);
-    assert_eq!(bench.queue.wants_page(bench.limits.memory_messages), Some(first_sequence(4)));
+    assert_eq!(bench.wants_page(), Some(first_sequence(4)));
     bench.queue.page_in(first_sequence(4), lanes[4].clone(), true);
     assert_eq!(bench.take(), "e#21845+ c#1+ b#10923+ a#43689+ d#43690");
     bench.push_as(HIGH, "1f");

@@ -71,7 +71,7 @@ fn step(random: &mut Random, model: &mut Model, next_id: &mut u64, next_sequence
         41..=66 => {
             let sequence = oldest?;
             held.queue.remove(&sequence);
-            Op::Remove { session, sequence }
+            Op::remove(session, sequence)
         }
         67..=72 => {
             let sequence = oldest?;
@@ -181,7 +181,7 @@ fn submit_blocked(random: &mut Random, directory: &Path, store: &Store, model: &
         let op = match (random.below(8), oldest) {
             (0..=2, Some(sequence)) => {
                 held.queue.remove(&sequence);
-                Op::Remove { session, sequence }
+                Op::remove(session, sequence)
             }
             (3, Some(sequence)) => {
                 held.queue.insert(sequence, None);

@@ -33,7 +33,7 @@ fn victim() {
             let removed = receipt();
             let packet_id = sequence as u16;
             let mut ops = vec![
-                Op::Remove { session: S, sequence: sequence - 2 },
+                Op::remove(S, sequence - 2),
                 Op::RemoveInbound { session: S, packet_id, receipt: Some(removed.clone()) },
             ];
             writeln!(out, "?{}", sequence - 2).unwrap();
