@@ -6,8 +6,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{pump, unlimited, web_port};
-use crate::brokers::{Broker, Kind};
+use super::{pump, with_metrics};
+use crate::brokers::{Broker, Kind, free_port};
 use crate::client::{self, Session, Stamp, put_publish};
 use crate::process;
 
@@ -15,8 +15,10 @@ pub fn run(fieldgate: &Path, seconds: u64) {
     for (publishers, window) in [(1, 100), (1, 1000), (5, 100), (5, 1000)] {
         let mut base = 0.0;
         for kind in [Kind::Mosquitto, Kind::Fieldgate] {
-            let broker = unlimited(kind, fieldgate);
-            let (rate, text) = measure(kind, &broker, publishers, window, seconds);
+            let web = free_port();
+            let broker = with_metrics(kind, fieldgate, web);
+            let web = (kind == Kind::Fieldgate).then_some(web);
+            let (rate, text) = measure(&broker, web, publishers, window, seconds);
             if kind == Kind::Mosquitto {
                 base = rate;
             }
@@ -29,10 +31,10 @@ pub fn run(fieldgate: &Path, seconds: u64) {
     }
 }
 
-fn measure(kind: Kind, broker: &Broker, publishers: u32, window: u64, seconds: u64) -> (f64, String) {
+fn measure(broker: &Broker, web: Option<u16>, publishers: u32, window: u64, seconds: u64) -> (f64, String) {
     let address = broker.address;
     pump::leave_session(address, "kept", "bench/+").expect("a session");
-    let before = Counters::of(kind, address);
+    let before = web.map(Counters::of);
     let cpu = process::cpu_time(broker.pid());
     let started = Instant::now();
     let end = started + Duration::from_secs(seconds);
@@ -41,7 +43,7 @@ fn measure(kind: Kind, broker: &Broker, publishers: u32, window: u64, seconds: u
     let messages: u64 = threads.into_iter().map(|thread| thread.join().expect("a publisher ends")).sum();
     let took = started.elapsed().as_secs_f64();
     let cpu = (process::cpu_time(broker.pid()) - cpu).as_secs_f64();
-    let after = Counters::of(kind, address);
+    let after = web.map(Counters::of);
     let mut stream = client::attach(address, "kept", Session::Kept).expect("the session is resumed");
     let (received, drained) = pump::receive(&mut stream, messages);
     let mut text = format!(
@@ -82,12 +84,8 @@ struct Counters {
 }
 
 impl Counters {
-    fn of(kind: Kind, mut address: SocketAddr) -> Option<Self> {
-        if kind != Kind::Fieldgate {
-            return None;
-        }
-        address.set_port(web_port(address.port()));
-        let mut stream = TcpStream::connect(address).expect("the web server listens");
+    fn of(web: u16) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", web)).expect("the web server listens");
         stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").expect("it reads");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("it answers");
@@ -95,10 +93,10 @@ impl Counters {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
         };
-        Some(Self {
+        Self {
             commits: value("fieldgate_store_commits_total "),
             commit_seconds: value("fieldgate_store_commit_seconds_total "),
             bytes: value("fieldgate_store_written_bytes_total "),
-        })
+        }
     }
 }

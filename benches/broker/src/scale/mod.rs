@@ -15,10 +15,15 @@ pub use tls::{run as tls, serve_bare as serve_bare_tls};
 
 use std::path::Path;
 
-use crate::brokers::{Broker, Kind, mosquitto_basics};
+use crate::brokers::{Broker, Kind, free_port, mosquitto_basics};
 
 /// A broker whose limits are not what is measured.
 fn unlimited(kind: Kind, fieldgate: &Path) -> Broker {
+    with_metrics(kind, fieldgate, free_port())
+}
+
+/// The same; Fieldgate's metrics are on `web`.
+fn with_metrics(kind: Kind, fieldgate: &Path, web: u16) -> Broker {
     Broker::start_with(kind, fieldgate, |port, data| match kind {
         Kind::Mosquitto => format!("max_inflight_messages 100\nmax_queued_messages 0\n{}", mosquitto_basics(port)),
         Kind::Rumqttd => String::new(),
@@ -27,17 +32,11 @@ fn unlimited(kind: Kind, fieldgate: &Path) -> Broker {
              store: {{ directory: \"{}\", max_size: 16GiB }}\n\
              limits:\n  max_connections: 20000\n  max_queued_messages: 10000000\n  max_queued_bytes: 4GiB\n  \
              max_subscriptions: 1000000\n  max_retained_messages: 2000000\n  max_retained_bytes: 2GiB\n\
-             web: {{ address: \"127.0.0.1:{}\" }}\n\
+             web: {{ address: \"127.0.0.1:{web}\" }}\n\
              listeners: [ {{ name: bench, address: \"127.0.0.1:{port}\" }} ]\n",
-            data.display(),
-            web_port(port)
+            data.display()
         ),
     })
-}
-
-/// Next to the broker's own port, which the system chose.
-fn web_port(port: u16) -> u16 {
-    if port == u16::MAX { port - 1 } else { port + 1 }
 }
 
 fn mib(kib: i64) -> f64 {
