@@ -181,8 +181,11 @@ impl State {
 /// How many waiting messages or bytes of a connected receiver make its publishers wait, and where they go on.
 const BACKLOG_HIGH: (usize, u64) = (8192, 4 << 20);
 const BACKLOG_LOW: (usize, u64) = (2048, 1 << 20);
-/// How long a publisher waits for a receiver that makes no headway before it goes on without regard to it.
+/// How long a publisher waits for a receiver that makes no headway before it goes on without regard to it. One that is
+/// merely slow, on a machine that is busy, is waited for: or a burst that its queue cannot hold would be lost.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Headway: so many messages taken, or bytes, in that time. At this rate a backlog has gone down in three seconds.
+const HEADWAY: (u64, u64) = (512, 256 << 10);
 
 impl Session {
     #[allow(clippy::too_many_arguments)]
@@ -344,22 +347,32 @@ impl Session {
 
     /// Waits until the backlog has gone down, the connection is gone, or patience ends.
     pub async fn drained(&self) {
-        let drained = self.drained.notified();
-        tokio::pin!(drained);
-        drained.as_mut().enable();
-        self.waited_for.store(true, Ordering::SeqCst);
-        {
-            let state = self.state.lock();
-            if state.attached.is_none() || !over_low(state.queue.pressure()) {
+        let mut last_look = None;
+        loop {
+            let drained = self.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            self.waited_for.store(true, Ordering::SeqCst);
+            let pressure = {
+                let state = self.state.lock();
+                if state.attached.is_none() || !over_low(state.queue.pressure()) {
+                    return;
+                }
+                state.queue.pressure()
+            };
+            let look = (self.counters.sent.load(Ordering::Relaxed), pressure.1);
+            if last_look.is_some_and(|last| !makes_headway(last, look)) {
+                break;
+            }
+            last_look = Some(look);
+            if tokio::time::timeout(PATIENCE, drained).await.is_ok() {
                 return;
             }
         }
-        if tokio::time::timeout(PATIENCE, drained).await.is_err() {
-            self.slow.store(true, Ordering::Relaxed);
-            let mut state = self.state.lock();
-            state.queue.hold_alone();
-            state.settle();
-        }
+        self.slow.store(true, Ordering::Relaxed);
+        let mut state = self.state.lock();
+        state.queue.hold_alone();
+        state.settle();
     }
 
     /// To be called, with the lock held or not, when the backlog may have gone down.
@@ -438,6 +451,11 @@ pub(super) fn submit(store: Option<&Store>, ops: &mut Vec<Op>, due: Due) {
         Some(store) if !ops.is_empty() => store.submit(ops, due),
         _ => ops.clear(),
     }
+}
+
+/// From one look to the next: messages sent, and bytes that wait.
+fn makes_headway(last: (u64, u64), now: (u64, u64)) -> bool {
+    now.0 - last.0 >= HEADWAY.0 || last.1.saturating_sub(now.1) >= HEADWAY.1
 }
 
 fn over_low(backlog: (usize, u64)) -> bool {

@@ -360,3 +360,35 @@ fn a_full_database_binds_the_queues_that_grow_on_it_each_by_its_policy() {
     assert_eq!((dropped(), heard(&mut here)), (2, vec!["here=x 1".to_owned()]));
     assert!(publisher.flush().is_none(), "nothing was published, and nobody has to wait");
 }
+
+/// A receiver with a backlog that its publisher waits for: how long it does, where the receiver takes `taken` messages
+/// every 100 ms.
+async fn time_waited_for_a_receiver(taken: usize) -> Duration {
+    let hub = hub();
+    let (mut receiver, mut publisher) = (client(&hub, "receiver"), client(&hub, "publisher"));
+    subscribe(&mut receiver, "x", QoS::AtMostOnce);
+    let pressure = (0..10_000).find_map(|_| {
+        publisher.publish(Publish::new("x", "payload"));
+        publisher.flush()
+    });
+    let pressure = pressure.unwrap();
+    let begin = tokio::time::Instant::now();
+    let takes = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            receiver.take(&mut Vec::new(), taken);
+        }
+    };
+    tokio::select! {
+        () = pressure.wait() => begin.elapsed(),
+        () = takes => unreachable!("it goes on for ever"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publisher_waits_for_a_receiver_as_long_as_it_makes_headway() {
+    // 6,144 messages until the backlog is low enough.
+    assert_eq!(time_waited_for_a_receiver(300).await, Duration::from_millis(2100));
+    assert_eq!(time_waited_for_a_receiver(100).await, Duration::from_millis(250));
+    assert_eq!(time_waited_for_a_receiver(0).await, Duration::from_millis(250));
+}
