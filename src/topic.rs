@@ -130,11 +130,11 @@ impl SharedFilter {
         Ok(Self { group: Some(group.into()), filter: TopicFilter::new(filter)? })
     }
 
-    /// The spelling that [`SharedFilter::split`] takes apart.
-    pub fn to_text(&self) -> String {
+    /// The spelling that [`SharedFilter::split`] takes apart; that of a filter that is not shared is the filter's own.
+    pub fn to_text(&self) -> Arc<str> {
         match &self.group {
-            Some(group) => format!("$share/{group}/{}", self.filter),
-            None => self.filter.to_string(),
+            Some(group) => format!("$share/{group}/{}", self.filter).into(),
+            None => self.filter.0.clone(),
         }
     }
 }
@@ -245,7 +245,7 @@ mod tests {
         let shared = SharedFilter::split("$share/line/plant/+").unwrap();
         assert_eq!(shared.group.as_deref(), Some("line"));
         assert_eq!(shared.filter.as_str(), "plant/+");
-        assert_eq!(shared.to_text(), "$share/line/plant/+");
+        assert_eq!(&*shared.to_text(), "$share/line/plant/+");
         for text in ["$share/", "$share/g", "$share//a", "$share/a+/b"] {
             assert_eq!(SharedFilter::split(text).unwrap_err(), TopicError::ShareName, "{text}");
         }

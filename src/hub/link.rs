@@ -540,7 +540,7 @@ impl Link {
                 return Err(SubscribeError::NotAuthorized);
             }
         }
-        let text: Arc<str> = filter.to_text().into();
+        let text = filter.to_text();
         let mut ops = Vec::new();
         let mut state = self.state().ok_or(SubscribeError::Detached)?;
         let is_new = !state.subscriptions.contains_key(&text);
@@ -613,7 +613,7 @@ impl Link {
     /// Removes a subscription; false where there was none.
     pub fn unsubscribe(&mut self, filter: &SharedFilter) -> bool {
         self.flush_runs();
-        let text: Arc<str> = filter.to_text().into();
+        let text = filter.to_text();
         let Some(mut state) = self.state() else { return false };
         if state.subscriptions.remove(&text).is_none() {
             return false;

@@ -178,7 +178,7 @@ impl Hub {
                 let options = SubscribeOptions::from_byte(subscription.options, subscription.identifier);
                 let subscriber = Subscriber { session: session.clone(), options, filter: filter.clone() };
                 routes.insert(&filter, session.id.0, subscriber);
-                state.subscriptions.insert(subscription.filter, filter);
+                state.subscriptions.insert(filter.to_text(), filter);
             }
         }
         self.0.sessions.lock().insert((face, record.client_id), session);
