@@ -65,8 +65,9 @@ fn round_trip(packet: &Packet<'_>, version: Version) {
     packet.encode(spoken, MAX_PACKET_BYTES, &mut out).expect("what was decoded can be encoded");
     let (again, length) = decode(&out, spoken, MAX_PACKET_BYTES).expect("a good packet").expect("all of it");
     assert_eq!(length, out.len());
-    // 3.1 lets reserved bits pass, which are not kept.
-    if spoken != Version::V3_1 {
+    // 3.1 lets reserved bits pass, which are not kept; of a 3.x server we understand refusals in the words of 5.0.
+    let says_more = matches!(packet, Packet::Suback(_)) && !spoken.is_5();
+    if spoken != Version::V3_1 && !says_more {
         assert_eq!(&again, packet);
     }
     let mut twice = Vec::new();

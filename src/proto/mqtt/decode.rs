@@ -262,17 +262,18 @@ fn subscribe<'a>(from: &mut Reader<'a>, version: Version) -> Result<Subscribe<'a
     if entries.is_empty() {
         return Err(ProtocolError::protocol("a SUBSCRIBE has no topic filter"));
     }
+    // In 3.1 the upper bits are not used, whatever they are (MQTT V3.1 §3.8).
+    let meant = if version == Version::V3_1 { 0b11 } else { u8::MAX };
     let mut walk = Reader(entries);
     while !walk.is_empty() {
         let filter = walk.string()?;
         let byte = walk.u8()?;
         // [MQTT-3.8.3-5]; MQTT 3.1.1 [MQTT-3-8.3-4]
         let reserved = if version.is_5() { 0b1100_0000 } else { 0b1111_1100 };
-        let ignored = if version == Version::V3_1 { 0b1111_1100 } else { 0 };
-        if byte & reserved & !ignored != 0 {
+        if byte & meant & reserved != 0 {
             return Err(ProtocolError::malformed("a subscription has a reserved option set"));
         }
-        let byte = byte & !ignored;
+        let byte = byte & meant;
         if byte & 0b11 == 3 {
             return Err(ProtocolError::malformed("a subscription asks for QoS 3"));
         }
@@ -283,7 +284,7 @@ fn subscribe<'a>(from: &mut Reader<'a>, version: Version) -> Result<Subscribe<'a
             return Err(ProtocolError::protocol("a shared subscription has No Local set"));
         }
     }
-    Ok(Subscribe { packet_id, properties, subscriptions: Subscriptions::Checked(entries) })
+    Ok(Subscribe { packet_id, properties, subscriptions: Subscriptions::Checked(entries, meant) })
 }
 
 /// MQTT 5.0 §3.9 and §3.11.

@@ -210,23 +210,23 @@ pub enum RetainHandling {
 /// The entries of a SUBSCRIBE, at least one.
 #[derive(Clone, Copy, Debug)]
 pub enum Subscriptions<'a> {
-    /// Bytes that `decode` has walked once to the end.
-    Checked(&'a [u8]),
+    /// Bytes that `decode` has walked once to the end, and the bits of each options byte that have a meaning.
+    Checked(&'a [u8], u8),
     Given(&'a [Subscription<'a>]),
 }
 
 impl<'a> Subscriptions<'a> {
     pub fn iter(&self) -> impl Iterator<Item = Subscription<'a>> + use<'a> {
-        let (mut reader, mut given) = match *self {
-            Self::Checked(bytes) => (Reader(bytes), [].iter()),
-            Self::Given(list) => (Reader(&[]), list.iter()),
+        let (mut reader, meant, mut given) = match *self {
+            Self::Checked(bytes, meant) => (Reader(bytes), meant, [].iter()),
+            Self::Given(list) => (Reader(&[]), 0, list.iter()),
         };
         std::iter::from_fn(move || {
             if let Some(subscription) = given.next() {
                 return Some(*subscription);
             }
             let filter = reader.string().ok()?;
-            Some(Subscription { filter, options: SubscriptionOptions::from_byte(reader.u8().ok()?)? })
+            Some(Subscription { filter, options: SubscriptionOptions::from_byte(reader.u8().ok()? & meant)? })
         })
     }
 }

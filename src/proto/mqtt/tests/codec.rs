@@ -238,6 +238,11 @@ fn a_subscribe_and_its_answer() {
     let packet =
         Subscribe { packet_id: id(1), properties: PropertyList::EMPTY, subscriptions: Subscriptions::Given(&list) };
     same(V3_1_1, r#"82 06 0001 0001 "a" 01"#, Packet::Subscribe(packet));
+    // 3.1 does not use the upper bits: they neither take the entry away nor make it No Local.
+    for byte in ["01", "05", "FD"] {
+        let wire = bytes(&format!(r#"82 06 0001 0001 "a" {byte}"#));
+        assert_eq!(decoded(&wire, V3_1), Ok(Packet::Subscribe(packet)), "{byte}");
+    }
     let suback = Suback { packet_id: id(1), properties: PropertyList::EMPTY, reasons: &[0, 2, 0x80] };
     same(V3_1_1, "90 05 0001 00 02 80", Packet::Suback(suback));
     same(V5, "90 06 0001 00 00 02 80", Packet::Suback(suback));
