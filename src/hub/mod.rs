@@ -45,7 +45,7 @@ use session::{Attachment, Session, State, submit};
 pub use admission::{Admission, Place, Refused};
 pub use link::{Link, Outcome, Pressure, Publish, Refusal, Released, SubscribeError, Subscribed};
 pub use queue::{Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, WhenFull, stream_name};
-pub use report::{Counters, SessionSummary};
+pub use report::{Counters, SessionSummary, Traffic};
 pub use session::{Face, Fate, SessionExpiry};
 pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, Will};
 
@@ -89,6 +89,8 @@ struct Shared {
     next_session: AtomicU64,
     next_attachment: AtomicU64,
     counters: Counters,
+    /// Of each listener there is or was: what has been counted stays.
+    traffic: Mutex<Vec<Arc<Traffic>>>,
 }
 
 impl Hub {
@@ -123,6 +125,7 @@ impl Hub {
             next_session: AtomicU64::new(next_session),
             next_attachment: AtomicU64::new(1),
             counters: Counters::default(),
+            traffic: Mutex::default(),
         }));
         for stored in sessions {
             hub.restore(stored);
@@ -440,6 +443,7 @@ impl Hub {
     /// that are due, a system clock that was set, the `$SYS` topics.
     pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
         let mut seconds: u64 = 0;
+        let mut figures = sys::Figures::default();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -457,6 +461,9 @@ impl Hub {
                 }
             }
             self.housekeep(seconds);
+            if seconds.is_multiple_of(sys::INTERVAL_SECONDS) {
+                figures.publish(self);
+            }
             seconds += 1;
         }
     }
@@ -476,9 +483,6 @@ impl Hub {
             let mut ops = expired.iter().map(|message| Op::DropRetained(message.topic.clone(), None)).collect();
             submit(self.store(), &mut ops, Due::Soon);
         }
-        if seconds.is_multiple_of(sys::INTERVAL_SECONDS) {
-            sys::publish(self);
-        }
     }
 
     fn housekeep_session(&self, session: &Arc<Session>, now: UnixMillis) {
@@ -490,6 +494,7 @@ impl Hub {
         let will = if due { state.will.take() } else { None };
         let mut orphans = Vec::new();
         if ends {
+            self.0.counters.expired_sessions.fetch_add(1, Ordering::Relaxed);
             orphans = self.end(session, &mut state);
         } else if due && session.durable {
             submit(self.store(), &mut vec![session.record(&state)], Due::Soon);

@@ -31,9 +31,19 @@ pub struct SessionSummary {
     pub dropped: u64,
 }
 
+/// What has come and gone over one listener since it was opened.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    pub connections: AtomicU64,
+    pub bytes_received: AtomicU64,
+    pub bytes_sent: AtomicU64,
+}
+
 /// What the hub has counted since the start.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// Sessions that ended as nobody came back in time.
+    pub expired_sessions: AtomicU64,
     pub received: AtomicU64,
     pub sent: AtomicU64,
     pub dropped_queue_full: AtomicU64,
@@ -51,6 +61,13 @@ pub struct Counters {
 }
 
 impl Hub {
+    /// Where a listener counts what the `$SYS` topics tell about all of them.
+    pub fn traffic(&self) -> Arc<Traffic> {
+        let traffic = Arc::<Traffic>::default();
+        self.0.traffic.lock().push(traffic.clone());
+        traffic
+    }
+
     /// Every session, for people and the API.
     pub fn sessions(&self) -> Vec<SessionSummary> {
         let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();

@@ -347,7 +347,7 @@ impl Connection {
         }
         if !scratch.output.is_empty() {
             let bytes = scratch.output.len();
-            self.shared.counters.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.shared.counters.traffic.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
             moved += bytes;
             self.unwritten.send(&mut scratch.output, &mut self.stream, cx).map_err(End::Broken)?;
         }
@@ -383,7 +383,7 @@ impl Connection {
         if read == 0 {
             return Err(End::Gone);
         }
-        self.shared.counters.bytes_in.fetch_add(read as u64, Ordering::Relaxed);
+        self.shared.counters.traffic.bytes_received.fetch_add(read as u64, Ordering::Relaxed);
         if carried == self.leftover.len() {
             input[..carried].copy_from_slice(&self.leftover);
             self.leftover = Vec::new();

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::{Shared, Transport};
 use crate::clock::UnixMillis;
-use crate::hub::{Place, Refused};
+use crate::hub::{Place, Refused, Traffic};
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
 use crate::proto::mqtt::ReasonCode;
 
@@ -19,7 +19,7 @@ pub(super) struct Counters {
     current: Arc<AtomicUsize>,
     /// Connections over the limit that stay until they have been told where else to go.
     in_excess: Arc<AtomicUsize>,
-    pub total: AtomicU64,
+    pub traffic: Arc<Traffic>,
     refused: [Refusals; 4],
     pub failed_logins: AtomicU64,
     /// Logins refused unchecked, after too many wrong passwords from their address.
@@ -29,8 +29,6 @@ pub(super) struct Counters {
     pub packets_out: AtomicU64,
     pub messages_in: AtomicU64,
     pub messages_out: AtomicU64,
-    pub bytes_in: AtomicU64,
-    pub bytes_out: AtomicU64,
     /// Messages larger than their receiver takes.
     pub too_large: AtomicU64,
     pub payload_format_invalid: AtomicU64,
@@ -91,12 +89,12 @@ impl Drop for Counted {
 }
 
 impl Counters {
-    pub fn new(since: UnixMillis) -> Self {
+    pub fn new(since: UnixMillis, traffic: Arc<Traffic>) -> Self {
         Self {
             since,
             current: Arc::default(),
             in_excess: Arc::default(),
-            total: AtomicU64::new(0),
+            traffic,
             refused: Default::default(),
             failed_logins: AtomicU64::new(0),
             delayed_logins: AtomicU64::new(0),
@@ -105,8 +103,6 @@ impl Counters {
             packets_out: AtomicU64::new(0),
             messages_in: AtomicU64::new(0),
             messages_out: AtomicU64::new(0),
-            bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             payload_format_invalid: AtomicU64::new(0),
             protocol_errors: Mutex::default(),
@@ -125,7 +121,7 @@ impl Counters {
 
     /// Notes a connection that was let in.
     pub fn admitted(&self) {
-        self.total.fetch_add(1, Ordering::Relaxed);
+        self.traffic.connections.fetch_add(1, Ordering::Relaxed);
         for refusals in &self.refused {
             refusals.lasting.store(false, Ordering::Relaxed);
         }
@@ -194,7 +190,7 @@ impl Observe for Shared {
         let mut count = |name, help, counter: &AtomicU64| {
             metrics.counter(name, help, labels, counter.load(Ordering::Relaxed));
         };
-        count("fieldgate_listener_connections_total", "Connections accepted.", &counters.total);
+        count("fieldgate_listener_connections_total", "Connections accepted.", &counters.traffic.connections);
         count(
             "fieldgate_listener_logins_delayed_total",
             "CONNECTs refused unchecked, after too many wrong passwords from their address.",
@@ -210,8 +206,8 @@ impl Observe for Shared {
         count("fieldgate_listener_packets_sent_total", "PUBLISH and PUBREL packets sent.", &counters.packets_out);
         count("fieldgate_listener_messages_received_total", "PUBLISH packets received.", &counters.messages_in);
         count("fieldgate_listener_messages_sent_total", "PUBLISH packets sent.", &counters.messages_out);
-        count("fieldgate_listener_bytes_received_total", "Bytes of MQTT received.", &counters.bytes_in);
-        count("fieldgate_listener_bytes_sent_total", "Bytes of MQTT sent.", &counters.bytes_out);
+        count("fieldgate_listener_bytes_received_total", "Bytes of MQTT received.", &counters.traffic.bytes_received);
+        count("fieldgate_listener_bytes_sent_total", "Bytes of MQTT sent.", &counters.traffic.bytes_sent);
         count(
             "fieldgate_listener_messages_too_large_total",
             "Messages not sent because their receiver takes none so large.",

@@ -194,7 +194,7 @@ impl Listener {
         // With port 0 the system has chosen one.
         let address = socket.local_address().unwrap_or(address);
         let shared = Arc::new(Shared {
-            counters: Counters::new(hub.clock().now()),
+            counters: Counters::new(hub.clock().now(), hub.traffic()),
             name,
             address,
             transport,

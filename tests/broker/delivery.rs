@@ -212,3 +212,54 @@ async fn a_subscriber_that_does_not_read_stops_nobody() {
     stuck.expect(&message(0)).await;
     broker.stop().await;
 }
+
+#[tokio::test]
+async fn the_gateways_own_numbers_stand_under_mosquittos_names() {
+    let broker = Broker::start().await;
+    let mut peer = broker.connect_3("c").await;
+    peer.send(r##"82 12 0001 000D "$SYS/broker/#" 00"##).await;
+    peer.expect("90 03 0001 00").await;
+    let names = [
+        "bytes/received",
+        "bytes/sent",
+        "clients/connected",
+        "clients/expired",
+        "clients/maximum",
+        "clients/total",
+        "clients/disconnected",
+        "load/bytes/received/5min",
+        "load/connections/1min",
+        "load/publish/dropped/15min",
+        "load/publish/received/1min",
+        "load/publish/sent/1min",
+        "load/sockets/1min",
+        "messages/inflight",
+        "messages/received",
+        "messages/sent",
+        "messages/stored",
+        "publish/messages/dropped",
+        "publish/messages/received",
+        "publish/messages/sent",
+        "retained messages/count",
+        "store/messages/bytes",
+        "store/messages/count",
+        "subscriptions/count",
+        "uptime",
+        "version",
+    ];
+    let mut missing: std::collections::BTreeSet<_> = names.into_iter().collect();
+    while !missing.is_empty() {
+        let mut head = [0; 4];
+        let read = tokio::io::AsyncReadExt::read_exact(&mut peer.stream, &mut head);
+        tokio::time::timeout(crate::harness::PATIENCE, read).await.unwrap_or_else(|_| panic!("{missing:?}")).unwrap();
+        assert_eq!(head[0] & 0xFE, 0x30);
+        let mut rest = vec![0; usize::from(head[1]) - 2];
+        tokio::io::AsyncReadExt::read_exact(&mut peer.stream, &mut rest).await.unwrap();
+        let (topic, value) = rest.split_at(head[3].into());
+        let topic = str::from_utf8(topic).unwrap().strip_prefix("$SYS/broker/").unwrap();
+        let value = str::from_utf8(value).unwrap();
+        assert!(matches!(topic, "version" | "uptime") || value.parse::<f64>().is_ok(), "{topic}: {value}");
+        missing.remove(topic);
+    }
+    broker.stop().await;
+}

@@ -247,6 +247,30 @@ async fn a_will_is_published_as_it_was_given() {
     broker.stop().await;
 }
 
+// §3.1.3.2.4: counted from when it is published.
+#[tokio::test]
+async fn a_will_expires_like_any_message() {
+    let broker = Broker::start().await;
+    let mut watcher = broker.connect_5("watcher").await;
+    watcher.send(r#"82 07 0001 00 0001 "w" 00"#).await;
+    watcher.expect("90 04 0001 00 00").await;
+    let mut peer = broker.open().await;
+    // Retained, with a delay that is as long as it is worth delivering.
+    peer.send(r#"10 24 0004 "MQTT" 05 26 003C 05 11 00000064 0001 "c" 0A 18 00000001 02 00000001 0001 "w" 0001 "x""#)
+        .await;
+    peer.expect(CONNACK_5).await;
+    drop(peer);
+    watcher.expect(r#"30 0A 0001 "w" 05 02 00000001 "x""#).await;
+    let mut late = broker.connect_5("late").await;
+    late.send(r#"82 07 0001 00 0001 "w" 00"#).await;
+    late.expect(r#"90 04 0001 00 00 31 0A 0001 "w" 05 02 00000001 "x""#).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    late.send(r#"82 07 0001 00 0001 "w" 00"#).await;
+    late.expect("90 04 0001 00 00").await;
+    late.expect_nothing().await;
+    broker.stop().await;
+}
+
 // [MQTT-3.2.2-21], [MQTT-3.2.2-22], §3.1.2.10
 #[tokio::test]
 async fn the_server_names_a_shorter_keep_alive_and_holds_the_client_to_it() {

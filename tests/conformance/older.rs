@@ -258,3 +258,45 @@ async fn a_session_lasts_at_least_as_long_as_its_connection() {
     }
     broker.stop().await;
 }
+
+// MQTT V3.1 (IBM, 2010): what it has otherwise than 3.1.1.
+#[tokio::test]
+async fn a_client_of_3_1_is_served_in_its_own_words() {
+    let broker = Broker::start().await;
+    // No protocol of that name and level; no client id (§3.1).
+    for (connect, connack) in [
+        (r#"10 0F 0006 "MQIsdp" 04 02 003C 0001 "c""#, "20 02 00 01"),
+        (r#"10 0E 0006 "MQIsdp" 03 02 003C 0000"#, "20 02 00 02"),
+    ] {
+        let mut peer = broker.open().await;
+        peer.send(connect).await;
+        peer.expect(connack).await;
+        peer.expect_close(None).await;
+    }
+    let connect = r#"10 0F 0006 "MQIsdp" 03 00 003C 0001 "c""#;
+    let mut peer = broker.open().await;
+    peer.send(connect).await;
+    peer.expect("20 02 00 00").await;
+    // SUBSCRIBE may say that it is sent again, and the upper bits of its QoS are not used (§2.1, §3.8).
+    peer.send(r#"8A 0A 0001 0001 "a" FE 0001 "b" 05"#).await;
+    peer.expect("90 04 0001 02 01").await;
+    // So may a PUBLISH of QoS 0.
+    peer.send(r#"38 04 0001 "a" "0" 32 06 0001 "b" 0001 "1" 34 06 0001 "a" 0002 "2""#).await;
+    peer.expect(r#"40 02 0001 50 02 0002"#).await;
+    peer.expect(r#"30 04 0001 "a" "0" 32 06 0001 "b" 0001 "1" 34 06 0001 "a" 0002 "2""#).await;
+    peer.send("6A 02 0002").await;
+    peer.expect("70 02 0002").await;
+    drop(peer);
+    until_away(&broker, "c").await;
+    let mut peer = broker.open().await;
+    peer.send(connect).await;
+    // Its CONNACK has no word for a session that was kept.
+    peer.expect(r#"20 02 00 00 3A 06 0001 "b" 0001 "1" 3C 06 0001 "a" 0002 "2""#).await;
+    peer.send(r#"40 02 0001 50 02 0002"#).await;
+    peer.expect("62 02 0002").await;
+    peer.send(r#"70 02 0002 AA 05 0003 0001 "a""#).await;
+    peer.expect("B0 02 0003").await;
+    peer.send(r#"30 04 0001 "a" "3""#).await;
+    peer.expect_nothing().await;
+    broker.stop().await;
+}

@@ -1,5 +1,7 @@
 //! MQTT 5.0 §3.8 to §3.11, §4.7, §4.8: subscriptions, and which messages they bring.
 
+use fieldgate::hub;
+
 use crate::harness::{Broker, CONNACK_5, connect};
 use crate::until_away;
 
@@ -173,6 +175,47 @@ async fn a_shared_message_stays_with_the_member_it_was_given_to() {
     clean.send(&connect("1", 5, 2)).await;
     clean.expect(CONNACK_5).await;
     two.expect_nothing().await;
+    broker.stop().await;
+}
+
+// [MQTT-3.3.1-9]: all of them, whatever the limits of a queue are.
+#[tokio::test]
+async fn retained_messages_of_any_number_come_whole_and_once() {
+    const MESSAGES: usize = 3000;
+    let mut settings = hub::Settings::default();
+    settings.limits.queue.max_messages = 10;
+    settings.limits.queue.max_bytes = 1000;
+    settings.limits.max_inflight = 10;
+    let broker = Broker::start_with(|_| {}, settings, None).await;
+    let mut from = broker.connect_3("from").await;
+    for index in 0..MESSAGES {
+        let first = if index.is_multiple_of(2) { "31 0A" } else { "33 0C" };
+        let id = if index.is_multiple_of(2) { "" } else { "0001" };
+        from.send(&format!(r#"{first} 0006 "r/{index:04}" {id} {index:04X}"#)).await;
+        if !index.is_multiple_of(2) {
+            from.expect("40 02 0001").await;
+        }
+    }
+    let mut to = broker.connect_3("to").await;
+    to.send(r##"82 08 0001 0003 "r/#" 01"##).await;
+    to.expect("90 03 0001 01").await;
+    let mut got = std::collections::BTreeSet::new();
+    for _ in 0..MESSAGES {
+        let mut head = [0; 10];
+        tokio::io::AsyncReadExt::read_exact(&mut to.stream, &mut head).await.unwrap();
+        let index: usize = str::from_utf8(&head[6..]).unwrap().parse().unwrap();
+        assert!(got.insert(index), "{index} came twice");
+        if index.is_multiple_of(2) {
+            assert_eq!(head[..2], [0x31, 0x0A]);
+        } else {
+            assert_eq!(head[..2], [0x33, 0x0C]);
+            let mut id = [0; 2];
+            tokio::io::AsyncReadExt::read_exact(&mut to.stream, &mut id).await.unwrap();
+            to.send(&format!("40 02 {:02X}{:02X}", id[0], id[1])).await;
+        }
+        to.expect(&format!("{index:04X}")).await;
+    }
+    to.expect_nothing().await;
     broker.stop().await;
 }
 
