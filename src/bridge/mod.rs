@@ -62,6 +62,8 @@ pub use settings::{AddressOrder, Checked, Connection, Settings, SettingsError, V
 pub struct Upstream {
     settings: Settings,
     rules: Checked,
+    /// The session was made now: whatever the upstream remembers of an earlier one does not fit it.
+    is_new: bool,
     shared: Arc<Shared>,
 }
 
@@ -95,8 +97,9 @@ impl Upstream {
             changed: Notify::new(),
             counters: Counters::default(),
         });
-        let upstream = Self { settings, rules, shared };
+        let mut upstream = Self { settings, rules, is_new: false, shared };
         let mut link = upstream.attach(1, None)?;
+        upstream.is_new = !link.session_present();
         upstream.subscribe(&mut link)?;
         link.detach(false, None);
         Ok(upstream)

@@ -47,7 +47,7 @@ const READ_BYTES: usize = 32 * 1024;
 /// How long the upstream may leave bytes unread, or messages unacknowledged, before the connection is given up.
 const STALL: Duration = Duration::from_secs(60);
 /// How long taking leave of the upstream may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 /// AWS IoT Core takes no more in one SUBSCRIBE.
 const SUBSCRIPTIONS_PER_PACKET: usize = 8;
 /// A connection that ends sooner than this may have been ended by something we sent.

@@ -5,18 +5,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
 use super::condition::{Phase, Wish};
-use super::dial::Way;
-use super::handshake::{Unwelcome, greet};
+use super::dial::{Transport, Way};
+use super::handshake::{Greeted, Unwelcome, greet};
 use super::sas;
 use super::schedule::Window;
 use super::settings::{AddressOrder, Connection, VersionChoice};
-use super::stream::{End, Stream};
+use super::stream::{End, FAREWELL, Stream};
 use super::url::Url;
 use super::words::{self, Proof, Who};
 use super::{LOOK_AGAIN, Stop, Upstream, becomes_true};
@@ -106,6 +107,11 @@ struct Uplink<'a> {
     will_qos: QoS,
     /// Whether the upstream was subscribed to in this process; 3.1.1 sends retained messages again for each SUBSCRIBE.
     subscribed: bool,
+    /// Where our session is new and was not connected yet. What is remembered there of an earlier one would take new
+    /// messages for repetitions.
+    strangers: Vec<Url>,
+    /// Whether the next CONNECT ends the session that is remembered.
+    clean_start: bool,
     /// Reasons that were logged in this outage already.
     told: Vec<String>,
     /// When the outage began.
@@ -150,6 +156,8 @@ impl<'a> Uplink<'a> {
             will_retain: true,
             will_qos: QoS::AtLeastOnce,
             subscribed: false,
+            strangers: if upstream.is_new { upstream.settings.urls.clone() } else { Vec::new() },
+            clean_start: false,
             told: Vec::new(),
             down_since: Instant::now(),
         }
@@ -326,7 +334,7 @@ impl<'a> Uplink<'a> {
         }
     }
 
-    async fn connect(&mut self, url: &Url) -> Result<(Stream<'a>, Box<dyn super::dial::Transport>, bool), Attempt> {
+    async fn connect(&mut self, url: &Url) -> Result<(Stream<'a>, Box<dyn Transport>, bool), Attempt> {
         let upstream = self.upstream;
         let (settings, shared) = (&upstream.settings, &upstream.shared);
         let proof = if settings.sas.is_some() { Proof::Token } else { Proof::Given };
@@ -359,6 +367,7 @@ impl<'a> Uplink<'a> {
             Ok(greeted) => greeted,
             Err(unwelcome) => return Err(self.unwelcome(url, unwelcome, who)),
         };
+        let greeted = self.meet(url, greeted, &mut transport).await?;
         let mut window = greeted.client.limits().receive_maximum;
         if self.version < Version::V5 && upstream.rules.outgoing.iter().any(|rule| rule.qos == QoS::ExactlyOnce) {
             window = OLD_QOS_2_WINDOW;
@@ -383,6 +392,33 @@ impl<'a> Uplink<'a> {
             _ => None,
         };
         Ok((stream, transport, subscribe))
+    }
+
+    /// Where the upstream has a session of ours and we have lost it, both must begin anew (MQTT 5.0 §3.2.2.1.1).
+    async fn meet<T>(
+        &mut self,
+        url: &Url,
+        mut greeted: Greeted<T>,
+        transport: &mut Box<dyn Transport>,
+    ) -> Result<Greeted<T>, Attempt> {
+        if !self.strangers.contains(url) {
+            return Ok(greeted);
+        }
+        let ended = std::mem::take(&mut self.clean_start);
+        if !greeted.session_present && (!ended || self.version.is_5()) {
+            self.strangers.retain(|stranger| stranger != url);
+            return Ok(greeted);
+        }
+        // In 3.1.1 a session that begins clean lasts no longer than its connection.
+        self.clean_start = !ended;
+        if !ended {
+            let name = &self.upstream.shared.name;
+            warn!(upstream = name, %url, "the upstream knows a session that is not here any more; it is begun anew");
+        }
+        let mut farewell = Vec::new();
+        greeted.client.disconnect(Instant::now().into_std(), &mut farewell);
+        let _ = timeout(FAREWELL, transport.write_all(&farewell)).await;
+        Err(Attempt::Again)
     }
 
     /// Opens the certificates on first use, and takes over renewed ones before each attempt. Where they cannot be read,
@@ -414,7 +450,7 @@ impl<'a> Uplink<'a> {
         });
         Options {
             version: self.version,
-            clean_start: false,
+            clean_start: self.clean_start,
             keep_alive: settings.keep_alive.as_secs().try_into().unwrap_or(u16::MAX),
             session_expiry: settings.session_expiry.as_secs().try_into().unwrap_or(u32::MAX),
             user_name: settings.username.clone(),

@@ -320,6 +320,43 @@ async fn a_lost_remote_session_makes_its_identifiers_new_again() {
 }
 
 #[tokio::test]
+async fn a_session_that_only_the_upstream_remembers_is_begun_anew() {
+    for version in [VersionChoice::V5, VersionChoice::V3_1_1] {
+        let peer = Peer::bind().await;
+        let mut gateway = Gateway::start(Settings { version, ..settings(&peer) });
+        let mut connects = Vec::new();
+        let mut session_present = true;
+        let mut connection = loop {
+            let mut connection = peer.accept().await;
+            let Got::Connect { clean_start, .. } = connection.next().await else { panic!("a CONNECT comes first") };
+            connects.push(clean_start);
+            session_present &= !clean_start;
+            connection.connack(session_present, ReasonCode::Success, &[]).await;
+            // In 3.1.1 a session that begins clean ends with its connection.
+            if session_present || clean_start && version == VersionChoice::V3_1_1 {
+                assert!(matches!(connection.next().await, Got::Disconnect(_)));
+            } else {
+                break connection;
+            }
+        };
+        let expected: &[bool] = if version == VersionChoice::V5 { &[false, true] } else { &[false, true, false] };
+        assert_eq!(connects, expected, "{version:?}");
+        gateway.publish("devices/m/v", "1", QoS::AtLeastOnce).await;
+        let publish = connection.next_publish().await;
+        connection.puback(publish.id, ReasonCode::Success).await;
+        gateway.drained().await;
+        drop(connection);
+        // From here on it is the session that both know.
+        let mut connection = peer.accept().await;
+        assert!(matches!(connection.next().await, Got::Connect { clean_start: false, .. }));
+        connection.connack(true, ReasonCode::Success, &[]).await;
+        gateway.publish("devices/m/v", "2", QoS::AtLeastOnce).await;
+        assert_eq!(connection.next_publish().await.payload, "2");
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn no_more_messages_are_in_flight_than_the_upstream_allows() {
     let peer = Peer::bind().await;
     let mut gateway = Gateway::start(settings(&peer));
