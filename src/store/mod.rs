@@ -17,7 +17,7 @@
 //! | `database` `state` `topics` | a batch to SQL, and what is known without asking |
 //! | `queue` `run` `row` | the messages of the queues: packed into runs, taken out, swept, checked |
 //! | `read` | SQL to sessions, messages, pages |
-//! | `open` `schema` `migrate` | lock, check, quarantine, tables, migrations |
+//! | `open` `wal` `schema` `migrate` | lock, check, quarantine, tables, migrations |
 //! | `stats` `inspect` | what the operator sees, while it runs and from outside |
 
 mod batch;
@@ -37,6 +37,7 @@ mod schema;
 mod state;
 mod stats;
 mod topics;
+mod wal;
 mod writer;
 
 use std::path::PathBuf;

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use super::Settings;
 use super::database::Database;
 use super::schema::{APPLICATION_ID, PAGE_BYTES, VERSION, migrate};
+use super::wal;
 use crate::clock::Clock;
 
 /// The name of the database in its directory.
@@ -138,6 +139,11 @@ impl From<rusqlite::Error> for Trouble {
 
 fn open_database(path: &Path) -> Result<Database, Trouble> {
     let started = Instant::now();
+    // For what cannot be read SQLite will have its own words.
+    let log = wal::check(&with_suffix(path, "-wal")).unwrap_or(wal::Condition::Whole);
+    if let wal::Condition::Damaged(reason) = log {
+        return Err(Trouble::Unusable(reason));
+    }
     let mut connection = Connection::open(path)?;
     // Nobody else writes; whoever reads from outside may hold a lock for a moment.
     connection.busy_timeout(Duration::from_millis(200))?;
@@ -164,6 +170,10 @@ fn open_database(path: &Path) -> Result<Database, Trouble> {
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
          PRAGMA journal_size_limit = {MAX_WAL_FILE_BYTES};"
     ))?;
+    if log == wal::Condition::Torn {
+        // On a full disk it stays as it is.
+        let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
     if !is_new {
         match quick_check(&mut connection, CHECK_TIME)? {
             Some(findings) if !findings.is_empty() => return Err(Trouble::Unusable(findings.join("; "))),

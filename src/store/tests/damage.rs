@@ -82,21 +82,66 @@ fn any_flipped_byte_leaves_a_store_that_opens_and_reads() {
     }
 }
 
-#[test]
-fn a_torn_log_loses_only_what_is_behind_the_tear() {
+/// The files of a store that was killed after it had kept three messages, in a transaction each.
+fn killed() -> TempDir {
     let directory = TempDir::new().unwrap();
     let store = start(directory.path());
     keep(&store, vec![put(S), enqueue(S, 1, message("t", "first"), None)]);
-    keep(&store, vec![enqueue(S, 2, message("t", "second"), None)]);
+    keep(&store, vec![enqueue(S, 2, message("t", vec![2; 5000]), None)]);
+    keep(&store, vec![enqueue(S, 3, message("t", vec![3; 5000]), None)]);
     let copy = TempDir::new().unwrap();
-    for name in [DATABASE_FILE, "fieldgate.db-wal"] {
+    for name in [DATABASE_FILE, LOG_FILE] {
         fs::copy(directory.path().join(name), copy.path().join(name)).unwrap();
     }
-    let log = fs::OpenOptions::new().write(true).open(copy.path().join("fieldgate.db-wal")).unwrap();
-    log.set_len(log.metadata().unwrap().len() - 100).unwrap();
-    let opened = open(copy.path());
-    assert_eq!(opened.quarantined, None);
-    assert_eq!(sequences(&opened.run().unwrap(), S), [1]);
+    copy
+}
+
+const LOG_FILE: &str = "fieldgate.db-wal";
+
+#[test]
+fn a_torn_log_loses_only_what_is_behind_the_tear() {
+    let check = |change: &dyn Fn(&mut Vec<u8>), expected: &[u64]| {
+        let directory = killed();
+        let path = directory.path().join(LOG_FILE);
+        let mut log = fs::read(&path).unwrap();
+        change(&mut log);
+        fs::write(&path, log).unwrap();
+        let opened = open(directory.path());
+        assert_eq!(opened.quarantined, None);
+        let store = opened.run().unwrap();
+        assert_eq!(sequences(&store, S), expected);
+        keep(&store, vec![enqueue(S, 4, message("t", "x"), None)]);
+    };
+    check(&|_| {}, &[1, 2, 3]);
+    check(&|log| log.truncate(log.len() - 100), &[1, 2]);
+    // The write of the last transaction, which nobody was told of, has come to the disk in another order.
+    check(
+        &|log| {
+            let at = log.len() - 3000;
+            log[at] ^= 1;
+        },
+        &[1, 2],
+    );
+    // The next write had begun: in place of what an earlier one had left, or with nothing behind it.
+    check(&|log| log.extend_from_within(log.len() - 3000..), &[1, 2, 3]);
+    check(&|log| log.extend([0; 700]), &[1, 2, 3]);
+}
+
+#[test]
+fn a_log_with_flipped_bytes_before_its_last_transaction_is_moved_aside() {
+    let frame_bytes = 24 + schema::PAGE_BYTES as usize;
+    // The header; the first frame, its header and its page.
+    for at in [5, 20, 32, 32 + 17, 32 + 1000, 32 + frame_bytes + 40] {
+        let directory = killed();
+        let path = directory.path().join(LOG_FILE);
+        let mut log = fs::read(&path).unwrap();
+        log[at] ^= 4;
+        fs::write(&path, &log).unwrap();
+        check_is_moved_aside(&directory);
+        let aside = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+        let logs: Vec<_> = aside.filter(|path| path.to_string_lossy().ends_with("Z-wal")).collect();
+        assert!(fs::read(&logs[0]).unwrap() == log, "the log is kept with its database");
+    }
 }
 
 #[test]

@@ -1,0 +1,128 @@
+//! SQLite's write-ahead log, looked through before SQLite reads it
+//! (<https://sqlite.org/fileformat2.html#the_write_ahead_log>).
+//!
+//! SQLite reads the log up to the first frame whose checksum is wrong, as a write that a power cut has torn must be
+//! ignored. It does the same where the bytes of an old frame have changed, and then takes back without a word every
+//! transaction from there on; pages that were copied to the database since stay in it, and do not fit the older ones. A
+//! transaction begins only when the one before it is on disk. So a broken frame with a whole transaction and the
+//! beginning of another behind it is no torn write: messages that were acknowledged are lost.
+
+use std::fs::File;
+use std::io::{self, BufReader, ErrorKind, Read};
+use std::path::Path;
+
+const HEADER_BYTES: usize = 32;
+const FRAME_HEADER_BYTES: usize = 24;
+/// The last bit says how the checksums read words: set for big endian.
+const MAGIC: u32 = 0x377f_0682;
+
+/// What a log is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// SQLite reads all of it, or there is none.
+    Whole,
+    /// Behind what SQLite reads lies what a crash has left. It is best cut off: behind another crash it could look like
+    /// damage.
+    Torn,
+    /// Why it may not be read, for a person.
+    Damaged(String),
+}
+
+/// Looks through the log at `path`.
+///
+/// # Errors
+/// The file is there and cannot be read.
+pub(super) fn check(path: &Path) -> io::Result<Condition> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Condition::Whole),
+        file => file?,
+    };
+    let bytes = file.metadata()?.len();
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    let mut header = [0; HEADER_BYTES];
+    if !read_whole(&mut file, &mut header)? {
+        return Ok(Condition::Whole);
+    }
+    let (magic, page_bytes) = (word(&header, 0), word(&header, 8) as usize);
+    let mut sum = Checksum { big_endian: magic & 1 == 1, sums: [0, 0] };
+    sum.add(&header[..24]);
+    if !sum.agrees(&header[24..]) || magic & !1 != MAGIC {
+        // A log is made with its header alone, and is nothing until the first frame.
+        if bytes <= HEADER_BYTES as u64 || header == [0; HEADER_BYTES] {
+            return Ok(Condition::Whole);
+        }
+        let reason = format!("the header of its log is damaged, {bytes} bytes of transactions are lost");
+        return Ok(Condition::Damaged(reason));
+    }
+    if !page_bytes.is_power_of_two() || !(512..=65_536).contains(&page_bytes) {
+        return Ok(Condition::Whole);
+    }
+    let salts = &header[16..24];
+    let mut frame = vec![0; FRAME_HEADER_BYTES + page_bytes];
+    let mut broken_at = None;
+    let mut committed_behind = false;
+    let mut at = HEADER_BYTES;
+    while read_whole(&mut file, &mut frame)? {
+        // What an earlier round through the file has left has other salts.
+        let is_ours = &frame[8..16] == salts;
+        match broken_at {
+            None => {
+                sum.add(&frame[..8]);
+                sum.add(&frame[FRAME_HEADER_BYTES..]);
+                if !is_ours || !sum.agrees(&frame[16..24]) {
+                    broken_at = Some(at);
+                    committed_behind = is_ours && is_commit(&frame);
+                }
+            }
+            Some(broken_at) if is_ours && committed_behind => {
+                let reason =
+                    format!("its log is damaged at byte {broken_at} of {bytes}, transactions behind that are lost");
+                return Ok(Condition::Damaged(reason));
+            }
+            Some(_) => committed_behind |= is_ours && is_commit(&frame),
+        }
+        at += frame.len();
+    }
+    Ok(if broken_at.is_some() { Condition::Torn } else { Condition::Whole })
+}
+
+/// Whether the frame ends a transaction.
+fn is_commit(frame: &[u8]) -> bool {
+    word(frame, 4) != 0
+}
+
+/// False where the file ends before `buffer` is full.
+fn read_whole(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match file.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
+}
+
+/// The checksum that runs through the log.
+struct Checksum {
+    big_endian: bool,
+    sums: [u32; 2],
+}
+
+impl Checksum {
+    /// Adds bytes, eight at a time.
+    fn add(&mut self, bytes: &[u8]) {
+        let read = if self.big_endian { u32::from_be_bytes } else { u32::from_le_bytes };
+        let [mut first, mut second] = self.sums;
+        for (pair, _) in bytes.as_chunks::<8>().0.iter().map(|pair| pair.as_chunks::<4>()) {
+            first = first.wrapping_add(read(pair[0])).wrapping_add(second);
+            second = second.wrapping_add(read(pair[1])).wrapping_add(first);
+        }
+        self.sums = [first, second];
+    }
+
+    fn agrees(&self, stored: &[u8]) -> bool {
+        [word(stored, 0), word(stored, 4)] == self.sums
+    }
+}
