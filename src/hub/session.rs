@@ -11,7 +11,7 @@ use tracing::{error, warn};
 
 use super::access::{Identity, Rights};
 use super::memory::{Account, Memory};
-use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits};
+use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits, WhenFull};
 use super::{Attach, Counters, Will};
 use crate::clock::UnixMillis;
 use crate::message::QoS;
@@ -127,6 +127,9 @@ pub(super) struct SessionCounters {
     pub received: AtomicU64,
     pub dropped: AtomicU64,
 }
+
+/// How many messages may wait for a connection that keeps up: about what it takes at once.
+const KEEPS_UP: usize = 256;
 
 /// What everybody shares and there is not enough of, beside a queue's own limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +307,8 @@ impl Session {
     /// What is lacking to queue more here. A full disk binds queues that grow on it; one whose receiver keeps up goes on
     /// in what the store holds back for it.
     pub fn shortage(&self, state: &State, store: Option<&Store>) -> Option<Shortage> {
-        let grows = self.durable && (state.attached.is_none() || state.queue.has_tail());
+        let behind = || state.queue.has_tail() || state.queue.pressure().0 > KEEPS_UP;
+        let grows = self.durable && (state.attached.is_none() || behind());
         if grows && store.is_some_and(Store::is_full) {
             return Some(Shortage::Disk);
         }
@@ -314,7 +318,8 @@ impl Session {
     /// The limits of a queue in want of memory or disk.
     fn squeezed(&self, limits: QueueLimits, shortage: Shortage, qos: QoS) -> QueueLimits {
         match shortage {
-            Shortage::Disk if qos == QoS::AtMostOnce => limits,
+            // Whoever rejects was asked before; what came since then finds room in what the store holds back.
+            Shortage::Disk if qos == QoS::AtMostOnce || limits.when_full == WhenFull::Reject => limits,
             Shortage::Memory if self.durable && qos != QoS::AtMostOnce => QueueLimits { memory_messages: 0, ..limits },
             Shortage::Disk | Shortage::Memory => QueueLimits { max_messages: 0, ..limits },
         }
