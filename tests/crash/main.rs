@@ -1,0 +1,96 @@
+//! Nothing acknowledged is lost, and QoS 2 is exactly once, whatever happens to gateways, lines and disks (promises 1
+//! to 4 and 6).
+//!
+//! Publishers with QoS 1 and 2 on one gateway, its upstream is a second gateway or a mosquitto, a subscriber with a
+//! lasting session hangs on that one; between the two runs a line that breaks in every way lines do. Round by round
+//! something goes wrong, chosen at random from a seed, and at the end what was acknowledged is held against what came.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `run` | the rounds: what goes wrong, and when it is over |
+//! | `oracle` | acknowledged against arrived, by fault |
+//! | `clients` `wire` | publishers and subscriber, from the packet formats |
+//! | `gateway` `mosquitto` | processes that can be killed and started again |
+//! | `proxy` `damage` | what lines and disks do |
+//!
+//! As part of `cargo test` it is short. For a long run choose with variables, and name a program built for speed:
+//!
+//! ```text
+//! FIELDGATE_CRASH_ROUNDS=1000 FIELDGATE_CRASH_SEED=7 FIELDGATE=target/release/fieldgate \
+//!     cargo test --test crash nothing_acknowledged -- --nocapture
+//! ```
+//!
+//! | variable | what |
+//! | --- | --- |
+//! | `FIELDGATE_CRASH_ROUNDS` | how often something goes wrong |
+//! | `FIELDGATE_CRASH_SEED` | what, when and for how long |
+//! | `FIELDGATE_CRASH_FAULTS` | which faults, as in `kill_gateway,reset`; names in `run::Fault` |
+//! | `FIELDGATE_CRASH_UPSTREAM` | `fieldgate`, or `mosquitto`, which must be installed and is not killed |
+//! | `FIELDGATE_CRASH_AHEAD` | how many messages may be under way |
+//! | `FIELDGATE` | the program; that of this build if absent |
+
+mod clients;
+mod damage;
+mod gateway;
+mod mosquitto;
+mod oracle;
+mod proxy;
+mod random;
+mod run;
+mod wire;
+
+use std::time::Duration;
+
+use run::{Fault, Peer, Plan, run};
+
+/// Far more than anything here takes, for a machine under load.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(format!("FIELDGATE_CRASH_{name}")).ok()
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    variable(name).map_or(default, |text| text.parse().expect(name))
+}
+
+/// A plan with `rounds` of `faults`, where the variables do not say otherwise.
+fn plan(rounds: u64, faults: &[Fault]) -> Plan {
+    let upstream = match variable("UPSTREAM").as_deref() {
+        None | Some("fieldgate") => Peer::Fieldgate,
+        Some("mosquitto") => Peer::Mosquitto,
+        Some(other) => panic!("no upstream is called `{other}`"),
+    };
+    let mut faults = variable("FAULTS").map_or(faults.to_vec(), |names| names.split(',').map(Fault::parse).collect());
+    faults.retain(|fault| upstream == Peer::Fieldgate || !matches!(fault, Fault::KillUpstream | Fault::KillBoth));
+    Plan {
+        rounds: number("ROUNDS", rounds),
+        seed: number("SEED", 1),
+        faults,
+        upstream,
+        max_size: "2MiB",
+        subscriber_queue: None,
+        max_ahead: number("AHEAD", 20_000) as usize,
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_and_qos_2_is_exactly_once_whatever_happens() {
+    run(&plan(12, Fault::HARMLESS));
+}
+
+#[test]
+fn what_a_limit_drops_is_counted_and_nothing_else_is_lost() {
+    let plan = Plan {
+        upstream: Peer::Fieldgate,
+        subscriber_queue: Some("max_queued_messages: 300, when_full: drop_newest"),
+        ..plan(4, &[Fault::KillGateway, Fault::Reset])
+    };
+    let verdict = run(&plan);
+    assert!(verdict.total().reported > 0, "the limit was never reached");
+}
+
+#[test]
+fn a_damaged_database_is_reported_and_what_comes_after_it_is_kept() {
+    run(&plan(4, &[Fault::Damage]));
+}
