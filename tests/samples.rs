@@ -29,6 +29,10 @@ fn movable(path: &Path, directory: &Path) -> Config {
     config.mqttsn.iter_mut().for_each(|mqttsn| mqttsn.address = anywhere);
     config.web.iter_mut().for_each(|web| web.address = anywhere);
     config.store.directory = directory.to_path_buf();
+    // Nobody out there is disturbed.
+    for url in config.upstreams.iter_mut().flat_map(|upstream| &mut upstream.urls) {
+        (url.host, url.port) = ("localhost".into(), 9);
+    }
     config
 }
 
@@ -97,13 +101,7 @@ fn is_yaml(text: &str) -> bool {
 fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("config");
-    let tls = config.join("tls");
-    fs::create_dir(&config).unwrap();
-    let authority = Authority::open(&tls, UnixMillis(1_795_000_000_000)).unwrap();
-    authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, UnixMillis(1_795_000_000_000)).unwrap();
-    authority.ensure("client", Usage::Client, &["client"], UnixMillis(1_795_000_000_000)).unwrap();
-    fs::write(config.join("cloud.password"), "secret\n").unwrap();
-    fs::write(config.join("azure.key"), "AAECAwQFBgcICQoLDA0ODw==\n").unwrap();
+    write_secrets(&config);
     fs::write(config.join("cloud.proxy"), "http://plant-7:secret@proxy.example.com:3128\n").unwrap();
     let hash =
         "$6$Vjtl5b0Kxp9BADwc$z8pp6TbiD34mYhP+tEBVUWKJXQVRjVfHhEH7GYyz1qnTe3n+Z+dnC5MpeVg2R7c7ZjICaRkLaYmBmInOTHqT7Q==";
@@ -124,6 +122,34 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     let password = config.upstreams[0].password.as_ref().unwrap();
     assert_eq!(password.reveal(), "secret");
     assert!(!format!("{config:?}").contains("secret\""), "a secret is printed");
+}
+
+/// The certificates, keys and passwords that samples name, beside them.
+fn write_secrets(directory: &Path) {
+    fs::create_dir_all(directory).unwrap();
+    let now = UnixMillis(1_795_000_000_000);
+    let authority = Authority::open(&directory.join("tls"), now).unwrap();
+    authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, now).unwrap();
+    authority.ensure("client", Usage::Client, &["client"], now).unwrap();
+    fs::write(directory.join("cloud.password"), "secret\n").unwrap();
+    fs::write(directory.join("azure.key"), "AAECAwQFBgcICQoLDA0ODw==\n").unwrap();
+}
+
+#[tokio::test]
+async fn the_recipe_for_each_kind_of_upstream_starts_and_is_in_the_readme() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let recipes = directory.path().join("upstreams");
+    copy(&root().join("config/upstreams"), &recipes);
+    write_secrets(&recipes);
+    let mut started = 0;
+    for entry in fs::read_dir(root().join("config/upstreams")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(readme.contains(&format!("(config/upstreams/{name})")), "{name}");
+        starts_and_stops(movable(&recipes.join(&name), &directory.path().join(&name).join("data"))).await;
+        started += 1;
+    }
+    assert_eq!(started, 8);
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -1,5 +1,6 @@
 //! An upstream against a scripted peer, and against our own broker over a line that breaks.
 
+mod aws;
 mod azure;
 mod cloud;
 mod lanes;

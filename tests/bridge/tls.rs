@@ -15,16 +15,16 @@ use rustls::ServerConfig;
 use super::peer::{Connection, Got, Peer};
 use super::{Gateway, settings};
 
-const DAY: Duration = Duration::from_secs(86_400);
+pub const DAY: Duration = Duration::from_secs(86_400);
 
 /// An authority whose certificates end when a test says so.
-struct Authority {
+pub struct Authority {
     directory: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = params(&[], 365 * DAY);
@@ -33,12 +33,12 @@ impl Authority {
         Self { directory, issuer: Issuer::new(params, key) }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Writes a certificate for `name` and its key, in place of those that were there.
-    fn issue(&self, name: &str, lasts: Duration) -> ClientIdentity {
+    pub fn issue(&self, name: &str, lasts: Duration) -> ClientIdentity {
         let key = KeyPair::generate().unwrap();
         let made = params(&[name], lasts).signed_by(&key, &self.issuer).unwrap();
         let identity =
@@ -49,7 +49,7 @@ impl Authority {
     }
 
     /// A server that asks for certificates of this authority.
-    fn server(&self) -> ServerConfig {
+    pub fn server(&self) -> ServerConfig {
         let ClientIdentity { certificate, key } = self.issue("localhost", 365 * DAY);
         let client_ca = Some(self.file("ca.pem"));
         let settings = ServerSettings { certificate, key, client_ca, require_client_certificate: true };
