@@ -1,10 +1,14 @@
 """The bridge against a real mosquitto as the upstream: TLS, client certificates, passwords, outages and crashes."""
 
+import itertools
 import os
 import shutil
 import socket
 import subprocess
+import textwrap
+import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -116,28 +120,21 @@ listener {self.plain} 127.0.0.1
 
 
 class Gateway:
-    def __init__(self, directory, cloud, password="secret", ca=None, version="newest", more=""):
-        """`more` is a line for the upstream's settings."""
+    """A gateway with one upstream, of which `upstream` are the lines."""
+
+    def __init__(self, directory, upstream):
         directory.mkdir()
-        self.port = free_port()
+        self.port, self.web = free_port(), free_port()
         self.config, self.log = directory / "fieldgate.yaml", directory / "log"
         self.config.write_text(f"""
 gateway: {{ name: plant-7 }}
 store: {{ directory: {directory}/data }}
-web: {{ address: "127.0.0.1:{free_port()}" }}
+web: {{ address: "127.0.0.1:{self.web}" }}
 listeners:
   - {{ name: local, address: "127.0.0.1:{self.port}" }}
 upstreams:
   - name: cloud
-    url: mqtts://localhost:{cloud.tls}
-    version: "{version}"
-    username: plant
-    password: {password}
-    state_topic: gateways/{{gateway}}/state
-    tls: {{ ca: {ca or cloud.ca}/ca.pem, certificate: {cloud.client_certificate}, key: {cloud.client_key} }}
-    out: [ {{ filter: "devices/#", qos: 2, remote_prefix: "{{gateway}}/" }} ]
-    in: [ {{ filter: "devices/+/+/set", qos: 2, remote_prefix: "{{gateway}}/" }} ]
-    {more}
+{textwrap.indent(upstream, "    ")}
 """)
         self.start()
 
@@ -165,6 +162,25 @@ upstreams:
 
     def says(self, text):
         until(self.log.read_text, lambda: text in self.log.read_text())
+
+
+RULES = """
+out: [ { filter: "devices/#", qos: 2, remote_prefix: "{gateway}/" } ]
+in: [ { filter: "devices/+/+/set", qos: 2, remote_prefix: "{gateway}/" } ]
+"""
+
+
+def to_mosquitto(cloud, password="secret", ca=None, version="newest", rules=RULES, more=""):
+    return f"""
+url: mqtts://localhost:{cloud.tls}
+version: "{version}"
+username: plant
+password: {password}
+state_topic: "gateways/{{gateway}}/state"
+tls: {{ ca: {ca or cloud.ca}/ca.pem, certificate: {cloud.client_certificate}, key: {cloud.client_key} }}
+{rules}
+{more}
+"""
 
 
 class Tinyproxy:
@@ -214,7 +230,7 @@ def running(gateway):
 def test_readings_go_up_and_commands_come_down_over_mutual_tls(cloud, tmp_path, version):
     cloud.start()
     cloud.keep("plant-7/#")
-    with running(Gateway(tmp_path / "gateway", cloud, version=version)) as gateway:
+    with running(Gateway(tmp_path / "gateway", to_mosquitto(cloud, version=version))) as gateway:
         gateway.says("upstream connected")
         gateway.publish("devices/m/v", ["1", "2", "3"], 1)
         assert cloud.collect("plant-7/#", 3) == ["1", "2", "3"]
@@ -234,7 +250,7 @@ def test_an_outage_and_a_crash_lose_nothing_and_change_no_order(cloud, tmp_path,
     count = 200
     cloud.start()
     cloud.keep("plant-7/#")
-    gateway = Gateway(tmp_path / "gateway", cloud, version=version)
+    gateway = Gateway(tmp_path / "gateway", to_mosquitto(cloud, version=version))
     gateway.says("upstream connected")
     exactly, least = ([f"{kind}{number}" for number in range(2 * count)] for kind in ("exactly", "least"))
     with running(gateway):
@@ -255,10 +271,10 @@ def test_an_outage_and_a_crash_lose_nothing_and_change_no_order(cloud, tmp_path,
 def test_a_refusal_says_what_to_change(cloud, tmp_path):
     cloud.start()
     stranger = authority(tmp_path / "stranger", "Another authority")
-    with running(Gateway(tmp_path / "wrong-password", cloud, password="wrong")) as gateway:
+    with running(Gateway(tmp_path / "wrong-password", to_mosquitto(cloud, password="wrong"))) as gateway:
         # Mosquitto's word for a wrong password.
         gateway.says("not authorized (0x87); check the password of the user `plant`")
-    with running(Gateway(tmp_path / "wrong-ca", cloud, ca=stranger)) as gateway:
+    with running(Gateway(tmp_path / "wrong-ca", to_mosquitto(cloud, ca=stranger))) as gateway:
         gateway.says("signed by an authority that is not in")
 
 
@@ -268,16 +284,76 @@ def test_a_real_proxy_lets_the_tunnel_through_and_its_refusals_say_what_to_chang
     proxy = Tinyproxy(tmp_path, cloud.tls)
     try:
         right = f"proxy: http://plant:secret@127.0.0.1:{proxy.port}"
-        with running(Gateway(tmp_path / "through", cloud, more=right)) as gateway:
+        with running(Gateway(tmp_path / "through", to_mosquitto(cloud, more=right))) as gateway:
             gateway.says("upstream connected")
             gateway.publish("devices/m/v", ["1", "2", "3"], 2)
             assert cloud.collect("plant-7/#", 3) == ["1", "2", "3"]
         assert "CONNECT localhost" in proxy.log.read_text(), proxy.log.read_text()
         wrong = f"proxy: http://plant:wrong@127.0.0.1:{proxy.port}"
-        with running(Gateway(tmp_path / "wrong-password", cloud, more=wrong)) as gateway:
+        with running(Gateway(tmp_path / "wrong-password", to_mosquitto(cloud, more=wrong))) as gateway:
             gateway.says("check the password of the user `plant` in `proxy`")
         cloud.tls = cloud.plain
-        with running(Gateway(tmp_path / "forbidden", cloud, more=right)) as gateway:
+        with running(Gateway(tmp_path / "forbidden", to_mosquitto(cloud, more=right))) as gateway:
             gateway.says("it does not let this gateway through to localhost")
     finally:
         proxy.stop()
+
+
+@contextmanager
+def watching(command):
+    """The lines that the command writes, as they come."""
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        def read():
+            for line in process.stdout:
+                lines.append(line.strip())
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            yield lines
+        finally:
+            process.terminate()
+            reader.join(PATIENCE)
+
+
+def up(gateway, cloud, payload):
+    gateway.publish("devices/m/v", [payload], 1)
+
+
+def down(gateway, cloud, payload):
+    cloud.publish("-t", "devices/m/v", "-m", payload, "-q", "1")
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_the_same_topics_both_ways_do_not_go_in_circles(cloud, tmp_path, version):
+    cloud.start()
+    rules = "out: [ { filter: devices/#, qos: 1 } ]\nin: [ { filter: devices/#, qos: 1 } ]"
+    with running(Gateway(tmp_path / "gateway", to_mosquitto(cloud, version=version, rules=rules))) as gateway:
+        gateway.says("upstream connected")
+        near = ["mosquitto_sub", "-p", str(gateway.port), "-t", "devices/#", "-q", "1"]
+        far = cloud.subscriber("-t", "devices/#", "-q", "1")
+        with watching(near) as near, watching(far) as far:
+            # What comes after another message on the same way tells that the other is through, and its echo too.
+            serial = itertools.count()
+            for number in range(3):
+                for side, publish in (("up", up), ("down", down)):
+                    def seen():
+                        publish(gateway, cloud, f"{side}{number}-{next(serial)}")
+                        time.sleep(0.05)
+                        return all(any(line.startswith(f"{side}{number}-") for line in lines) for lines in (near, far))
+                    until(gateway.log.read_text, seen)
+            for lines in (near, far):
+                assert len(lines) == len(set(lines)), lines
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{gateway.web}/metrics", timeout=PATIENCE).read().decode()
+        assert 'fieldgate_upstream_messages_dropped_total{upstream="cloud",reason="looped"} 0' in metrics
+
+
+def test_without_a_ca_file_the_system_says_whom_to_trust(cloud, tmp_path, monkeypatch):
+    cloud.start()
+    monkeypatch.setenv("SSL_CERT_FILE", str(cloud.ca / "ca.pem"))
+    lines = to_mosquitto(cloud).replace(f"ca: {cloud.ca}/ca.pem, ", "")
+    with running(Gateway(tmp_path / "trusts", lines)) as gateway:
+        gateway.says("upstream connected")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path / "stranger", "Another authority") / "ca.pem"))
+    with running(Gateway(tmp_path / "distrusts", lines)) as gateway:
+        gateway.says("signed by an authority that is not in the system's root certificates")
