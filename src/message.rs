@@ -132,6 +132,13 @@ impl Properties {
 mod tests {
     use super::*;
 
+    /// A million retained messages are to stay below 400 MB: each is one of these, its topic and payload, and a place in
+    /// a tree.
+    #[test]
+    fn a_message_is_small() {
+        assert!(size_of::<Message>() <= 88, "{} bytes", size_of::<Message>());
+    }
+
     #[test]
     fn expiry_counts_from_acceptance_and_ignores_a_clock_set_back() {
         let topic = TopicName::new("a").unwrap();
