@@ -188,16 +188,16 @@ impl Lane {
         Depth { messages: self.lossy.len() as u64, bytes: self.lossy_bytes }
     }
 
-    /// Adds a QoS 1 or 2 message. `receipt` is the publisher's: it counts the journal entry made here.
+    /// Adds a QoS 1 or 2 message of `size` bytes. `receipt` is the publisher's: it counts the journal entry made here.
     pub fn push(
         &mut self,
         incoming: Incoming,
+        size: usize,
         receipt: Option<&Arc<Receipt>>,
         signal: &Arc<Signal>,
         limits: &QueueLimits,
         ops: &mut Vec<Op>,
     ) {
-        let size = incoming.message.size();
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         let mut committed = None;
@@ -233,9 +233,8 @@ impl Lane {
         self.waiting.push_back(Entry { sequence, incoming, committed });
     }
 
-    /// Adds a QoS 0 message.
-    pub fn push_lossy(&mut self, incoming: Incoming) {
-        let size = incoming.message.size();
+    /// Adds a QoS 0 message of `size` bytes.
+    pub fn push_lossy(&mut self, incoming: Incoming, size: usize) {
         self.lossy_bytes += size as u64;
         self.held += incoming.weight(size);
         self.lossy.push_back(incoming);
@@ -430,6 +429,7 @@ impl Lane {
         self.waiting.is_empty() && self.lossy.is_empty() && self.resent == self.inflight.len()
     }
 
+    #[inline]
     fn delivery(&self, incoming: Incoming, sequence: Option<u64>, dup: bool) -> Delivery {
         let Incoming { message, qos, retain, identifiers, .. } = incoming;
         let packet_id = sequence.map(|sequence| self.identifier(sequence));

@@ -338,7 +338,7 @@ impl Queue {
             if exceeds(self.lanes.iter().map(Lane::depth_lossy).sum(), size, limits) {
                 return Pushed::DroppedNewest;
             }
-            self.lanes[lane].push_lossy(incoming);
+            self.lanes[lane].push_lossy(incoming, size);
             return Pushed::Queued;
         }
         let mut pushed = Pushed::Queued;
@@ -348,7 +348,7 @@ impl Queue {
             }
             pushed = Pushed::DroppedOldest;
         }
-        self.lanes[lane].push(incoming, receipt, signal, limits, ops);
+        self.lanes[lane].push(incoming, size, receipt, signal, limits, ops);
         pushed
     }
 
