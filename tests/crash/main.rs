@@ -69,6 +69,8 @@ fn plan(rounds: u64, faults: &[Fault]) -> Plan {
         faults,
         upstream,
         max_size: "2MiB",
+        rules: r##"{ filter: "plant/#", qos: 2, provenance: add }"##,
+        unordered: &[],
         subscriber_queue: None,
         max_ahead: number("AHEAD", 20_000) as usize,
     }
@@ -77,6 +79,16 @@ fn plan(rounds: u64, faults: &[Fault]) -> Plan {
 #[test]
 fn nothing_acknowledged_is_lost_and_qos_2_is_exactly_once_whatever_happens() {
     run(&plan(12, Fault::HARMLESS));
+}
+
+#[test]
+fn lanes_keep_what_one_queue_keeps() {
+    let rules = r##"
+        { filter: "plant/one-a/#", qos: 2, priority: high },
+        { filter: "plant/two-a/#", qos: 2, live_share: 30% },
+        { filter: "plant/two-b/#", qos: 2, priority: low },
+        { filter: "plant/#", qos: 2 } "##;
+    run(&Plan { rules, unordered: &["two-a"], ..plan(8, Fault::HARMLESS) });
 }
 
 #[test]

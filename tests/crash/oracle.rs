@@ -27,6 +27,8 @@ pub struct Excuses {
     pub damages: Vec<AtRisk>,
     /// What a limit has dropped, by the counter of the process that did.
     pub dropped: u64,
+    /// Publishers whose messages need not come in order.
+    pub unordered: &'static [&'static str],
 }
 
 /// What became of the messages that were acknowledged during the rounds of one fault.
@@ -84,7 +86,7 @@ impl Verdict {
             for &event in events {
                 if !seen.insert(event.number) {
                     again.push(event);
-                } else if event.number < highest {
+                } else if event.number < highest && !excuses.unordered.contains(&line.name) {
                     behind.push(event);
                 }
                 highest = highest.max(event.number);

@@ -99,6 +99,10 @@ pub struct Plan {
     pub upstream: Peer,
     /// The gateway's store is so small that it fills.
     pub max_size: &'static str,
+    /// The upstream's `out` rules.
+    pub rules: &'static str,
+    /// Publishers whose messages may overtake each other, as a rule says so.
+    pub unordered: &'static [&'static str],
     /// Limits of the subscriber's queue on the upstream, in the configuration's words: the subscriber then rests during
     /// the rounds, and what the limits drop is counted.
     pub subscriber_queue: Option<&'static str>,
@@ -237,14 +241,14 @@ fn run_in(directory: &Path, plan: &Plan) -> Verdict {
 }
 
 fn gateway_config(plan: &Plan, line: &Proxy) -> String {
-    let Plan { max_size, .. } = plan;
+    let Plan { max_size, rules, .. } = plan;
     format!(
         "store: {{ directory: data, max_size: {max_size} }}\nweb: {{ enabled: false }}\n\
          limits: {{ max_queued_messages: 100000000, max_queued_bytes: 16GiB }}\n\
          listeners: [ {{ name: local, address: 127.0.0.1:{{port}} }} ]\n\
          upstreams:\n  - name: cloud\n    url: mqtt://{}\n    keep_alive: 1s\n    connect_timeout: 2s\n    \
          backoff: {{ base: 50ms, cap: 1s, stable: 5s }}\n    \
-         out: [ {{ filter: \"plant/#\", qos: 2, provenance: add }} ]\n    max_inflight_messages: 100\n    queue: {{ {PLENTY} }}\n",
+         out: [ {rules} ]\n    max_inflight_messages: 100\n    queue: {{ {PLENTY} }}\n",
         line.address
     )
 }
@@ -392,7 +396,7 @@ impl Run<'_> {
     fn excuses(&mut self) -> Excuses {
         self.close_damage();
         self.keep_counters();
-        Excuses { damages: std::mem::take(&mut self.damages), dropped: self.dropped }
+        Excuses { damages: std::mem::take(&mut self.damages), dropped: self.dropped, unordered: self.plan.unordered }
     }
 
     fn start_all(&mut self) {
