@@ -14,6 +14,7 @@ mod flow;
 mod packet;
 mod property;
 mod reason;
+mod request;
 pub mod server;
 mod stored;
 mod wire;
