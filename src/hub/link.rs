@@ -256,8 +256,10 @@ impl Link {
             }
         }
         let journaled = targets.durable || publish.retain || self.session.durable && publish.qos == QoS::ExactlyOnce;
+        // One that refuses may do so still, when another publisher is quicker to take the room there is now.
+        let promised = targets.rejecting || journaled && self.hub.store().is_some();
         let mut receipt = None;
-        if publish.qos != QoS::AtMostOnce && journaled && self.hub.store().is_some() {
+        if publish.qos != QoS::AtMostOnce && promised {
             let pending = Receipt::new(self.session.signal.clone());
             // Held until the flush has added everything that the receipt is for.
             pending.add();

@@ -269,7 +269,12 @@ impl Session {
             lane = state.queue.lane_for(precedence, connected, &limits);
             let squeezed = shortage.map(|shortage| self.squeezed(limits, shortage, incoming.qos));
             let limits = squeezed.as_ref().unwrap_or(&limits);
+            let can_refuse = limits.when_full == WhenFull::Reject && incoming.qos != QoS::AtMostOnce;
             let pushed = state.queue.push(lane, incoming, receipt.as_ref(), connected, &self.signal, limits, ops);
+            if let (Pushed::DroppedNewest, true, Some(receipt)) = (pushed, can_refuse, &receipt) {
+                receipt.add();
+                receipt.fail();
+            }
             dropped += u64::from(matches!(pushed, Pushed::DroppedNewest | Pushed::DroppedOldest));
         }
         state.settle();

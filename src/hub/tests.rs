@@ -392,3 +392,24 @@ async fn a_publisher_waits_for_a_receiver_as_long_as_it_makes_headway() {
     assert_eq!(time_waited_for_a_receiver(100).await, Duration::from_millis(250));
     assert_eq!(time_waited_for_a_receiver(0).await, Duration::from_millis(250));
 }
+
+#[test]
+fn room_that_another_publisher_was_quicker_to_take_is_refused() {
+    let mut settings = Settings::default();
+    settings.limits.queue = QueueLimits { max_messages: 1, when_full: WhenFull::Reject, ..QueueLimits::default() };
+    let hub = Hub::new(settings, Clock::start("test"), None).unwrap();
+    let mut to = hub.attach(persistent("to")).unwrap();
+    subscribe(&mut to, "x", QoS::AtLeastOnce);
+    to.detach(false, None);
+    let (mut a, mut b) = (client(&hub, "a"), client(&hub, "b"));
+    let publish = |link: &mut Link| match link.publish(Publish { qos: QoS::AtLeastOnce, ..Publish::new("x", "1") }) {
+        Outcome::Pending(receipt) => receipt,
+        outcome => panic!("{outcome:?}"),
+    };
+    // Both saw room for one.
+    let (first, second) = (publish(&mut a), publish(&mut b));
+    b.flush();
+    a.flush();
+    assert_eq!((first.state(), second.state()), (store::ReceiptState::Failed, store::ReceiptState::Done));
+    assert!(matches!(say(&mut a, "x", "2", QoS::AtLeastOnce), Outcome::Refused(Refusal::QuotaExceeded)));
+}
