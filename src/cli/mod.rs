@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod log;
 mod passwd;
+mod prove;
 mod run;
 mod signals;
 mod store;
@@ -78,6 +79,16 @@ Examples:
   fieldgate store export cloud > cloud.jsonl the messages that wait for the upstream `cloud`
   fieldgate store verify -d fieldgate.db     is a database whole?")]
     Store(store::Arguments),
+    /// Prove from a subscriber's record that no message is missing.
+    ///
+    /// The record is JSON lines, with the numbers that `provenance: add` on an upstream's rules gives to messages, of one
+    /// gateway. Ends with 0 where nothing is missing or out of order, else with 1.
+    #[command(after_help = "\
+Examples:
+  mosquitto_sub -V 5 -q 1 -c -i recorder -t 'plant-7/#' -F '%j' > record.jsonl
+  fieldgate prove record.jsonl               are there gaps?
+  fieldgate prove --format json < record.jsonl")]
+    Prove(prove::Arguments),
     /// Hash a password for the `users:` section.
     ///
     /// Asks for the password, or reads the first line of standard input where that is not a terminal.
@@ -114,6 +125,7 @@ pub fn main() -> ExitCode {
         }
         Command::Keys { prefix } => check::keys(prefix.as_deref().unwrap_or_default()),
         Command::Store(arguments) => store::store(arguments),
+        Command::Prove(arguments) => prove::prove(&arguments),
         Command::Passwd(arguments) => passwd::passwd(&arguments),
     }
 }

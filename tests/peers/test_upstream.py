@@ -357,3 +357,25 @@ def test_without_a_ca_file_the_system_says_whom_to_trust(cloud, tmp_path, monkey
     monkeypatch.setenv("SSL_CERT_FILE", str(authority(tmp_path / "stranger", "Another authority") / "ca.pem"))
     with running(Gateway(tmp_path / "distrusts", lines)) as gateway:
         gateway.says("signed by an authority that is not in the system's root certificates")
+
+
+def test_a_record_of_mosquitto_sub_proves_that_nothing_is_missing(cloud, tmp_path):
+    cloud.start()
+    numbered = ["-V", "5", "-q", "1", "-t", "plant-7/#", "-F", "%j", "-c", "-i", "keeper", "-x", "3600"]
+    subprocess.run(cloud.subscriber(*numbered, "-E"), check=True, timeout=PATIENCE)
+    rules = 'out: [ { filter: "devices/#", remote_prefix: "{gateway}/", provenance: add } ]'
+    with running(Gateway(tmp_path / "gateway", to_mosquitto(cloud, version="5", rules=rules))) as gateway:
+        gateway.says("upstream connected")
+        gateway.publish("devices/m/v", ["1", "two", "3"], 1)
+        gateway.kill()
+        gateway.start()
+        gateway.publish("devices/m/v", ['{"value":4}', "5"], 1)
+        command = cloud.subscriber(*numbered, "-C", "5", "-W", str(PATIENCE))
+        record = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE).stdout
+    prove = lambda record: subprocess.run([os.environ["FIELDGATE"], "prove"], input=record, capture_output=True, text=True)
+    whole = prove(record)
+    assert whole.returncode == 0, (whole, record)
+    assert "main stream: complete: 5 messages, 0 missing" in whole.stdout
+    lines = record.splitlines(keepends=True)
+    cut = prove("".join(lines[:1] + lines[2:]))
+    assert cut.returncode == 1 and "missing: number " in cut.stdout, cut
