@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::client::{self, Frames, PUBACK, PUBLISH, put_ack};
 
+/// A disk that others use too may take seconds for what an acknowledgement waits for.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(60);
 /// A receiver that hears nothing for so long has what it gets.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -18,6 +20,7 @@ pub fn publish(
     mut next: impl FnMut(&mut Vec<u8>, u64, u16) -> bool,
 ) -> u64 {
     let mut stream = client::connect(address, client_id).expect("a publisher connects");
+    stream.set_read_timeout(Some(ACKNOWLEDGED_WITHIN)).expect("a socket");
     let (mut out, mut frames) = (Vec::with_capacity(64 << 10), Frames::default());
     let (mut sent, mut done, mut more) = (0, 0, true);
     while more || done < sent {

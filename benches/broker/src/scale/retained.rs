@@ -4,12 +4,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::{mib, pump, unlimited};
-use crate::brokers::{ALL, Kind};
+use crate::brokers::Kind;
 use crate::client::{self, Stamp, put_publish};
 use crate::process;
 
 pub fn run(fieldgate: &Path, messages: u64) {
-    for kind in ALL {
+    // rumqttd needs 788 MiB for them, gives a subscriber 200 of the million, and on a busy machine stops answering.
+    for kind in [Kind::Mosquitto, Kind::Fieldgate] {
         let mut broker = unlimited(kind, fieldgate);
         let started = Instant::now();
         publish(broker.address, messages);
