@@ -49,7 +49,7 @@ async fn greet(peer: &Peer) -> Connection {
         Property::ReceiveMaximum(MAX_IN_FLIGHT.try_into().unwrap()),
         Property::MaximumPacketSize(MAX_PAYLOAD.try_into().unwrap()),
     ];
-    connection.connack(true, ReasonCode::Success, &limits).await;
+    connection.connack(false, ReasonCode::Success, &limits).await;
     connection
 }
 

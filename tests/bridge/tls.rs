@@ -7,12 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use fieldgate::bridge::Settings;
 use fieldgate::observe::{Health, Observe};
-use fieldgate::proto::mqtt::ReasonCode;
 use fieldgate::tls::{ClientIdentity, ClientSettings, ServerSettings, ServerTls};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 
-use super::peer::{Connection, Got, Peer};
+use super::peer::Peer;
 use super::{Gateway, settings};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
@@ -81,13 +80,6 @@ fn replace(path: &Path, text: &str) {
     fs::rename(&beside, path).unwrap();
 }
 
-async fn welcome(peer: &Peer) -> Connection {
-    let mut connection = peer.accept().await;
-    assert!(matches!(connection.next().await, Got::Connect { .. }));
-    connection.connack(true, ReasonCode::Success, &[]).await;
-    connection
-}
-
 #[tokio::test]
 async fn an_upstream_is_asked_for_by_name_and_protocol_and_shown_our_certificate() {
     let authority = Authority::new();
@@ -97,7 +89,7 @@ async fn an_upstream_is_asked_for_by_name_and_protocol_and_shown_our_certificate
     let peer = Peer::bind_tls(Arc::new(server)).await;
     let tls = ClientSettings { alpn: vec!["x-amzn-mqtt-ca".into()], ..authority.client(&identity) };
     let gateway = Gateway::start(Settings { tls, ..settings(&peer) });
-    let shown = welcome(&peer).await.shown.unwrap();
+    let shown = peer.welcome(false, &[]).await.shown.unwrap();
     assert_eq!(shown.server_name.as_deref(), Some("localhost"), "not the address that is connected to");
     assert_eq!(shown.alpn.as_deref(), Some("x-amzn-mqtt-ca"));
     assert!(shown.certificate.is_some());
@@ -110,7 +102,7 @@ async fn a_certificate_that_expires_is_told_and_its_successor_is_shown_without_a
     let identity = authority.issue("plant-7", 10 * DAY);
     let peer = Peer::bind_tls(Arc::new(authority.server())).await;
     let gateway = Gateway::start(Settings { tls: authority.client(&identity), ..settings(&peer) });
-    let connection = welcome(&peer).await;
+    let connection = peer.welcome(false, &[]).await;
     gateway.connected().await;
     let status = gateway.handle.statuses().remove(0);
     let reason = status.reason.unwrap();
@@ -129,7 +121,7 @@ async fn a_certificate_that_expires_is_told_and_its_successor_is_shown_without_a
     authority.issue("plant-7", 90 * DAY);
     let first = connection.shown.clone().unwrap().certificate;
     drop(connection);
-    let connection = welcome(&peer).await;
+    let connection = peer.welcome(true, &[]).await;
     assert_ne!(connection.shown.unwrap().certificate, first);
     gateway.connected().await;
     let status = gateway.handle.statuses().remove(0);
