@@ -10,7 +10,7 @@
 //!
 //! | floor | modules | what |
 //! | --- | --- | --- |
-//! | 0 | [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] [`throttle`] | words; no I/O, no async |
+//! | 0 | [`address`] [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] [`throttle`] | words; no I/O, no async |
 //! | 1 | [`proto`] | sans-I/O protocols: bytes and `now` in, actions out |
 //! | 2 | [`files`] [`store`] [`tls`] [`websocket`] | files that are watched; the only SQL; certificates and keys for rustls; MQTT in WebSocket frames |
 //! | 3 | [`hub`] | access, routes, retained messages, sessions and their queues |
@@ -42,6 +42,7 @@
 //! # Deliberately absent
 //! Clustering, a rule engine, a time series database, plugins as shared libraries, a global registry of anything.
 
+pub mod address;
 pub mod clock;
 pub mod message;
 pub mod observe;

@@ -102,6 +102,7 @@ fn every_key_that_is_switched_off_is_right_when_it_is_switched_on() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("config");
     write_secrets(&config);
+    fs::write(config.join("metrics.token"), "5f0c1a66f0d9c7d2b1e4\n").unwrap();
     fs::write(config.join("cloud.proxy"), "http://plant-7:secret@proxy.example.com:3128\n").unwrap();
     let hash =
         "$6$Vjtl5b0Kxp9BADwc$z8pp6TbiD34mYhP+tEBVUWKJXQVRjVfHhEH7GYyz1qnTe3n+Z+dnC5MpeVg2R7c7ZjICaRkLaYmBmInOTHqT7Q==";

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Each module and its floor. A new module must find its place here.
 const FLOORS: &[(&str, u8)] = &[
+    ("address", 0),
     ("clock", 0),
     ("message", 0),
     ("observe", 0),

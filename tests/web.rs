@@ -10,6 +10,7 @@ use fieldgate::hub::access::{self, User, hash_password};
 use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Publish, SubscribeOptions};
 use fieldgate::message::{Properties, QoS};
 use fieldgate::observe::{Health, Kind, Metrics, Observe, Status};
+use fieldgate::secret::Secret;
 use fieldgate::tls::issue::{Authority, LOOPBACK_NAMES, Usage};
 use fieldgate::tls::{ClientSettings, ClientTls, ServerSettings};
 use fieldgate::topic::SharedFilter;
@@ -116,7 +117,9 @@ impl Gateway {
             log: log.clone(),
             controls: Arc::new(Desk(plant.clone())),
         };
-        let server = Server::bind(Settings { address: SocketAddr::new(address, 0), tls }, parts).await.unwrap();
+        let metrics_token = Some(Secret::new("0123456789abcdef"));
+        let settings = Settings { address: SocketAddr::new(address, 0), tls, metrics_token };
+        let server = Server::bind(settings, parts).await.unwrap();
         let address = SocketAddr::new(LOOPBACK, server.address().port());
         let (stop, shutdown) = watch::channel(false);
         let task = tokio::spawn(server.run(shutdown));
@@ -484,6 +487,19 @@ async fn from_elsewhere_a_login_is_needed_and_ends_with_the_logout() {
     assert_eq!(gateway.get("/metrics").await.status, 200, "from this machine");
     let elsewhere = [("Host", "gate.plant.example")];
     assert_eq!(gateway.ask("GET", "/metrics", &elsewhere, "").await.status, 401, "not under a foreign name");
+    for (path, shown, status) in [
+        ("/metrics", "Bearer 0123456789abcdef", 200),
+        ("/metrics", "bearer  0123456789abcdef", 200),
+        ("/metrics", "Bearer 0123456789abcdeF", 401),
+        ("/metrics", "Bearer 0123456789abcde", 401),
+        ("/metrics", "Basic 0123456789abcdef", 401),
+        ("/metrics", "Bearer", 401),
+        ("/healthz", "Bearer 0123456789abcdef", 401),
+        ("/api/v1/status", "Bearer 0123456789abcdef", 401),
+    ] {
+        let answer = gateway.ask("GET", path, &[elsewhere[0], ("Authorization", shown)], "").await;
+        assert_eq!(answer.status, status, "{path} {shown}");
+    }
 
     for body in [r#"{"user":"anna","password":"wrong"}"#, r#"{"user":"eve","password":"tulip field 7"}"#] {
         let answer = gateway.post("/api/v1/login", body).await;

@@ -10,7 +10,7 @@ use super::scalar::{HostPort, Name, Size, words};
 use super::table::Table;
 use super::tls;
 use crate::hub::access::{self, Anonymous};
-use crate::listener::{Address, CertificateUser, Redirect, Redirected, Settings, Transport};
+use crate::listener::{Address, CertificateUser, Proxies, Redirect, Redirected, Settings, Transport};
 use crate::proto::mqtt::server;
 use crate::tls::ServerSettings;
 
@@ -78,6 +78,19 @@ fn own_limits(table: &mut Table<'_>, all: &server::Settings) -> server::Settings
     }
 }
 
+/// The proxies through which clients come.
+fn proxies(table: &mut Table<'_>) -> Option<Proxies> {
+    let meaning = "Clients come through proxies that say where they are by the PROXY protocol; nobody else is served.";
+    let wanted = table.value("proxy_protocol", meaning).or(false);
+    let place = table.place_of("trusted_proxies");
+    let trusted = table.values("trusted_proxies", "Addresses of the proxies; this machine if absent.");
+    if let (Some(place), false) = (place, wanted) {
+        let report = Report::error(place, "`trusted_proxies` has no meaning without `proxy_protocol`");
+        table.report(report.help("add `proxy_protocol: true`, or remove the line"));
+    }
+    wanted.then(|| Proxies { trusted: trusted.into_iter().map(|range| range.value).collect() })
+}
+
 /// What of a certificate is the user name, if anything.
 fn certificate_user(table: &mut Table<'_>, tls: Option<&ServerSettings>) -> Option<CertificateUser> {
     let keys = ["use_identity_as_username", "use_subject_as_username"];
@@ -123,6 +136,7 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
         let unix = table.value::<PathBuf>("unix", "The path of a Unix socket, instead of an address.").optional();
         let transport = table.value("protocol", "`websockets` is for browsers.").or(Transport::Mqtt);
         let tls = table.optional("tls", "Encrypt, with this certificate.", tls::server);
+        let proxies = proxies(table);
         let certificate_user = certificate_user(table, tls.as_ref());
         let meaning = "From where clients may stay anonymous here, where it differs from that for all.";
         let anonymous = table.value("allow_anonymous", meaning).optional();
@@ -146,6 +160,7 @@ pub(super) fn listeners(table: &mut Table<'_>, limits: &ConnectionLimits, access
             name: name?.value.0,
             address: address?,
             transport,
+            proxies,
             tls,
             certificate_user,
             anonymous,

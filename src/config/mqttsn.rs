@@ -6,23 +6,12 @@ use std::time::Duration;
 use super::access::queue_limits;
 use super::claims::{Claim, Resource};
 use super::report::Report;
-use super::scalar::{Origin, Scalar, Size};
+use super::scalar::Size;
 use super::table::Table;
 use crate::hub::QueueLimits;
-use crate::proto::mqttsn::connectionless::AddressRange;
 use crate::proto::mqttsn::topics::is_usable;
 use crate::sensornet::{Advertise, MAX_DATAGRAM_BYTES, PublishWithoutConnect, Settings};
 use crate::topic::TopicName;
-
-impl Scalar for AddressRange {
-    const SHAPE: &'static str = "an IP address or a range, as in `192.168.1.0/24`";
-    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
-        text.parse().map_err(|_| String::new())
-    }
-    fn show(&self) -> String {
-        String::new()
-    }
-}
 
 pub(super) fn mqttsn(table: &mut Table<'_>) -> Option<Settings> {
     table.optional("mqttsn", "MQTT-SN over UDP, for sensors that sleep. Absent: not served.", read)

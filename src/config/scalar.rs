@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::source::Located;
+use crate::address::AddressRange;
 use crate::secret::Secret;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -239,6 +240,16 @@ impl Scalar for PathBuf {
     }
     fn show(&self) -> String {
         self.display().to_string()
+    }
+}
+
+impl Scalar for AddressRange {
+    const SHAPE: &'static str = "an IP address or a range, as in `192.168.1.0/24`";
+    fn parse(text: &str, _: &Origin<'_>) -> Result<Self, String> {
+        text.parse().map_err(|_| String::new())
+    }
+    fn show(&self) -> String {
+        String::new()
     }
 }
 

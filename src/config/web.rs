@@ -6,6 +6,7 @@ use super::claims::{Claim, Resource};
 use super::report::Report;
 use super::table::Table;
 use super::tls;
+use crate::secret::Secret;
 use crate::web::Settings;
 
 /// `None` when the web UI is switched off.
@@ -17,6 +18,9 @@ pub(super) fn web(table: &mut Table<'_>, has_users: bool) -> Option<Settings> {
             .value("address", "Where it listens; on any other address than loopback a login is needed.")
             .or(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         let tls = table.optional("tls", "HTTPS instead of HTTP.", tls::server);
+        let meaning =
+            "With this token, as `Authorization: Bearer TOKEN`, Prometheus may read `/metrics` from elsewhere.";
+        let metrics_token = table.value::<Secret>("metrics_token", meaning).check(long_enough).optional();
         if !enabled {
             return None;
         }
@@ -30,6 +34,14 @@ pub(super) fn web(table: &mut Table<'_>, has_users: bool) -> Option<Settings> {
             let report = Report::error(place, "the web UI would be open to the network, and there are no users");
             table.report(report.help("add `users:` (see `fieldgate passwd`), or listen on 127.0.0.1"));
         }
-        Some(Settings { address, tls })
+        Some(Settings { address, tls, metrics_token })
     })
+}
+
+/// It can be guessed at any speed.
+fn long_enough(token: &Secret) -> Result<(), String> {
+    match token.reveal().len() {
+        0..16 => Err("must have at least 16 characters; `openssl rand -hex 16` makes one".into()),
+        _ => Ok(()),
+    }
 }

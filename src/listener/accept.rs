@@ -15,7 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::counters::{Admitted, Refusal};
+use super::counters::{Admitted, Counted, Refusal};
+use super::proxy::read_header;
 use super::{Address, DRAIN_TIMEOUT, Shared, connection};
 use crate::hub::Refused;
 
@@ -46,16 +47,31 @@ impl Drop for SocketFile {
 /// A connection that was accepted, before TLS and WebSocket.
 pub(super) enum Accepted {
     Tcp(TcpStream, SocketAddr),
-    Unix(UnixStream),
+    /// With where the client is, where a proxy has said so.
+    Unix(UnixStream, Option<SocketAddr>),
 }
 
 impl Accepted {
-    /// Where the peer is; `None` for this machine's Unix sockets.
-    pub fn address(&self) -> Option<IpAddr> {
+    /// Where the client is; `None` for this machine's Unix sockets.
+    pub fn peer(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(_, address) => Some(address.ip().to_canonical()),
-            Self::Unix(_) => None,
+            Self::Tcp(_, address) => Some(*address),
+            Self::Unix(_, address) => *address,
         }
+    }
+
+    /// As [`Accepted::peer`], without the port.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.peer().map(|peer| peer.ip().to_canonical())
+    }
+
+    /// Reads from the proxy where the client is.
+    pub async fn ask_proxy(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream, address) => *address = read_header(stream).await?.unwrap_or(*address),
+            Self::Unix(stream, address) => *address = read_header(stream).await?,
+        }
+        Ok(())
     }
 }
 
@@ -96,7 +112,7 @@ impl Socket {
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(socket) => socket.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-            Self::Unix(socket, _) => socket.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+            Self::Unix(socket, _) => socket.accept().await.map(|(stream, _)| Accepted::Unix(stream, None)),
         }
     }
 }
@@ -153,8 +169,19 @@ async fn accept_all(socket: &Socket, shared: &Arc<Shared>, connections: &mut Joi
                 backoff = ACCEPT_BACKOFF.0;
                 shared.counters.accept_fails.store(false, Ordering::Relaxed);
                 // Before the handshakes: refusing must cost less than asking.
-                if let Some(admitted) = admit(shared, accepted.address()) {
-                    connections.spawn(connection::serve(accepted, shared.clone(), admitted));
+                let began = Instant::now();
+                match &shared.proxies {
+                    Some(proxies) => {
+                        let trusted = proxies.trust(accepted.address());
+                        if let Some(waiting) = admit_proxy(shared, trusted) {
+                            connections.spawn(connection::serve_proxied(accepted, shared.clone(), waiting, began));
+                        }
+                    }
+                    None => {
+                        if let Some(admitted) = admit(shared, accepted.address()) {
+                            connections.spawn(connection::serve(accepted, shared.clone(), admitted, began));
+                        }
+                    }
                 }
             }
             // The peer was gone before we came.
@@ -169,6 +196,20 @@ async fn accept_all(socket: &Socket, shared: &Arc<Shared>, connections: &mut Joi
             }
         }
     }
+}
+
+/// Takes a place for a connection that has yet to say for whom it is, if there is one and it is a proxy's.
+fn admit_proxy(shared: &Shared, trusted: bool) -> Option<Counted> {
+    let counters = &shared.counters;
+    let refusal = match counters.admit(shared.max_connections) {
+        Some(counted) if trusted => return Some(counted),
+        Some(_) => Refusal::NoProxy,
+        None => Refusal::ListenerFull,
+    };
+    if counters.refuse(refusal) {
+        warn!(listener = shared.name, "connections are refused: {refusal}");
+    }
+    None
 }
 
 /// Takes a place for a connection from `address`, if there is one.

@@ -19,8 +19,8 @@ use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, info};
 
-use super::accept::Accepted;
-use super::counters::Admitted;
+use super::accept::{Accepted, admit};
+use super::counters::{Admitted, Counted};
 use super::login::{self, LoggedIn};
 use super::output::{Output, Unwritten};
 use super::stream::Stream;
@@ -112,14 +112,34 @@ pub(super) enum End {
     Stopped,
 }
 
-/// The whole life of one accepted connection.
-pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Admitted) {
-    let deadline = Instant::now() + shared.limits.connect_timeout;
+/// The whole life of one connection that a proxy has opened for somebody, at `began`.
+pub(super) async fn serve_proxied(
+    mut accepted: Accepted,
+    shared: Arc<Shared>,
+    waiting: Counted,
+    began: std::time::Instant,
+) {
+    let deadline = Instant::from_std(began) + shared.limits.connect_timeout;
+    let asked =
+        timeout_at(deadline, accepted.ask_proxy()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    if let Err(error) = asked {
+        shared.counters.failed_handshakes.fetch_add(1, Ordering::Relaxed);
+        let proxy = accepted.peer().map(tracing::field::display);
+        info!(listener = shared.name, proxy, %error, "handshake failed");
+        return;
+    }
+    drop(waiting);
+    // Now it is known whose connection it is.
+    if let Some(admitted) = admit(&shared, accepted.address()) {
+        serve(accepted, shared, admitted, began).await;
+    }
+}
+
+/// The whole life of one connection, which was opened at `began`.
+pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Admitted, began: std::time::Instant) {
+    let deadline = Instant::from_std(began) + shared.limits.connect_timeout;
     let address = accepted.address();
-    let peer: Box<str> = match &accepted {
-        Accepted::Tcp(_, address) => address.to_string().into(),
-        Accepted::Unix(_) => "unix".into(),
-    };
+    let peer: Box<str> = accepted.peer().map_or_else(|| "unix".into(), |peer| peer.to_string().into());
     // Boxed: what a handshake needs should not stay with an idle connection.
     let (stream, certificate_user) = match Box::pin(timeout_at(deadline, shake_hands(accepted, &shared))).await {
         Ok(Ok(shaken)) => shaken,
@@ -133,7 +153,7 @@ pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Adm
             return;
         }
     };
-    let mut connection = Connection::new(stream, shared, peer, address);
+    let mut connection = Connection::new(stream, shared, peer, address, began);
     connection.certificate_user = certificate_user;
     connection.in_excess = matches!(admitted, Admitted::InExcess(_));
     let end = connection.live().await;
@@ -145,7 +165,7 @@ pub(super) async fn serve(accepted: Accepted, shared: Arc<Shared>, admitted: Adm
 async fn shake_hands(accepted: Accepted, shared: &Shared) -> io::Result<(Stream, Option<Arc<str>>)> {
     let mut certificate_user = None;
     let stream = match accepted {
-        Accepted::Unix(stream) => Stream::Unix(stream),
+        Accepted::Unix(stream, _) => Stream::Unix(stream),
         Accepted::Tcp(stream, _) => {
             stream.set_nodelay(true)?;
             match &shared.tls {
@@ -174,10 +194,16 @@ async fn shake_hands(accepted: Accepted, shared: &Shared) -> io::Result<(Stream,
 }
 
 impl Connection {
-    fn new(stream: Stream, shared: Arc<Shared>, peer: Box<str>, address: Option<IpAddr>) -> Self {
+    fn new(
+        stream: Stream,
+        shared: Arc<Shared>,
+        peer: Box<str>,
+        address: Option<IpAddr>,
+        began: std::time::Instant,
+    ) -> Self {
         Self {
             stream,
-            server: Server::new(shared.limits.clone(), Instant::now().into_std()),
+            server: Server::new(shared.limits.clone(), began),
             link: None,
             leftover: Vec::new(),
             reparse: false,
@@ -501,7 +527,7 @@ mod tests {
     /// socket's registration it should stay under 4 KiB.
     #[test]
     fn an_idle_connection_is_small() {
-        fn size_of_future<F>(_: impl Fn(Accepted, Arc<Shared>, Admitted) -> F) -> usize {
+        fn size_of_future<F>(_: impl Fn(Accepted, Arc<Shared>, Admitted, std::time::Instant) -> F) -> usize {
             size_of::<F>()
         }
         let size = size_of_future(serve);

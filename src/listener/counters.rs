@@ -20,7 +20,7 @@ pub(super) struct Counters {
     /// Connections over the limit that stay until they have been told where else to go.
     in_excess: Arc<AtomicUsize>,
     pub traffic: Arc<Traffic>,
-    refused: [Refusals; 4],
+    refused: [Refusals; 5],
     pub failed_logins: AtomicU64,
     /// Logins refused unchecked, after too many wrong passwords from their address.
     pub delayed_logins: AtomicU64,
@@ -51,11 +51,13 @@ pub(super) enum Refusal {
     ListenerFull,
     #[error("{0}")]
     Gateway(Refused),
+    #[error("they do not come from a proxy that the listener's `trusted_proxies` names")]
+    NoProxy,
 }
 
 impl Refusal {
     /// In the order of [`Refusal::index`], as the `reason` label of the metric.
-    const NAMES: [&str; 4] = ["listener_full", "gateway_full", "address_full", "address_rate"];
+    const NAMES: [&str; 5] = ["listener_full", "gateway_full", "address_full", "address_rate", "no_proxy"];
 
     fn index(self) -> usize {
         match self {
@@ -63,6 +65,7 @@ impl Refusal {
             Self::Gateway(Refused::GatewayFull) => 1,
             Self::Gateway(Refused::AddressFull) => 2,
             Self::Gateway(Refused::TooFast) => 3,
+            Self::NoProxy => 4,
         }
     }
 }

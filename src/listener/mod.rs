@@ -10,6 +10,7 @@ mod counters;
 mod events;
 mod login;
 mod output;
+mod proxy;
 mod stream;
 
 use std::fmt;
@@ -31,6 +32,8 @@ use crate::tls::{ServerSettings, ServerTls, TlsError};
 use accept::Socket;
 use counters::Counters;
 
+pub use proxy::Proxies;
+
 /// How a listener is set up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -38,6 +41,8 @@ pub struct Settings {
     pub name: String,
     pub address: Address,
     pub transport: Transport,
+    /// Clients come through proxies that say where they are (PROXY protocol); `None`: they come by themselves.
+    pub proxies: Option<Proxies>,
     /// `None` for no TLS.
     pub tls: Option<ServerSettings>,
     /// The user name is what the client's certificate says, whatever the CONNECT says; without one no client is let in.
@@ -59,6 +64,7 @@ impl Settings {
             name: name.into(),
             address: Address::Tcp(address),
             transport: Transport::Mqtt,
+            proxies: None,
             tls: None,
             certificate_user: None,
             anonymous: None,
@@ -148,6 +154,7 @@ struct Shared {
     name: String,
     address: Address,
     transport: Transport,
+    proxies: Option<Proxies>,
     hub: Hub,
     limits: Arc<server::Settings>,
     max_connections: usize,
@@ -174,8 +181,18 @@ impl Listener {
     /// # Errors
     /// [`BindError`] names the address or file and what to do.
     pub async fn bind(settings: Settings, hub: Hub) -> Result<Self, BindError> {
-        let Settings { name, address, transport, tls, certificate_user, anonymous, max_connections, limits, redirect } =
-            settings;
+        let Settings {
+            name,
+            address,
+            transport,
+            proxies,
+            tls,
+            certificate_user,
+            anonymous,
+            max_connections,
+            limits,
+            redirect,
+        } = settings;
         let tls = tls.map(ServerTls::open).transpose()?;
         let socket = match Socket::bind(&address) {
             Ok(socket) => socket,
@@ -198,6 +215,7 @@ impl Listener {
             name,
             address,
             transport,
+            proxies,
             hub,
             limits: Arc::new(limits),
             max_connections,

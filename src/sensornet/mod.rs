@@ -29,7 +29,6 @@ use crate::proto::mqttsn::action::{Action, LostCause, Notice};
 use crate::proto::mqttsn::gateway::Gateway;
 
 pub use self::settings::{Advertise, MAX_DATAGRAM_BYTES, PublishWithoutConnect, Settings};
-pub use crate::proto::mqttsn::connectionless::{AddressRange, AddressRangeError};
 
 /// Datagrams read before their answers are sent.
 const MAX_BATCH: usize = 64;

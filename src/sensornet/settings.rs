@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::address::AddressRange;
 use crate::hub::QueueLimits;
 use crate::proto::mqttsn::client::Rules;
-use crate::proto::mqttsn::connectionless::AddressRange;
 use crate::proto::mqttsn::gateway::{self, Connectionless};
 use crate::proto::mqttsn::topics::Predefined;
 use crate::throttle::AddressLimits;

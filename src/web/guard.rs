@@ -3,7 +3,8 @@
 //! - A request from this machine to a loopback address needs no login. It must name a loopback host, so that a web page
 //!   cannot reach in by pointing its own host name at 127.0.0.1 (DNS rebinding), and must not come through a proxy.
 //! - Everything else but the pages themselves and the login needs a login, by the session cookie.
-//! - `/metrics` and `/healthz` are also open to programs on this machine when the UI listens elsewhere.
+//! - `/metrics` and `/healthz` are also open to programs on this machine when the UI listens elsewhere, and `/metrics` to
+//!   whoever shows the token for it.
 //! - What changes something must come from our own pages: the cookie is `SameSite=Strict` and the origin is checked.
 
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use super::App;
 use super::error::ApiError;
 use super::logins::Token;
+use crate::secret::Secret;
 
 /// The name of the session cookie.
 const COOKIE: &str = "fieldgate_session";
@@ -112,7 +114,8 @@ fn check(app: &App, request: &Request) -> Result<Caller, ApiError> {
         is_local: listens_here && from_here,
     };
     let path = request.uri().path();
-    let is_open = is_public(path) || (from_here && names_here && is_for_programs(path));
+    let shows_token = path == "/metrics" && app.metrics_token.as_ref().is_some_and(|token| is_shown(token, headers));
+    let is_open = is_public(path) || (from_here && names_here && is_for_programs(path)) || shows_token;
     if caller.is_local || caller.user.is_some() || is_open {
         return Ok(caller);
     }
@@ -131,6 +134,16 @@ fn is_public(path: &str) -> bool {
 
 fn is_for_programs(path: &str) -> bool {
     path == "/metrics" || path == "/healthz"
+}
+
+/// Whether the request has `Authorization: Bearer` with this token (RFC 6750 §2.1). All bytes are looked at, so that the
+/// time tells nothing about how many are right.
+fn is_shown(token: &Secret, headers: &HeaderMap) -> bool {
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some((scheme, shown)) = value.split_once(' ') else { return false };
+    let (shown, token) = (shown.trim().as_bytes(), token.reveal().as_bytes());
+    let differing = shown.iter().zip(token).fold(0, |bits, (a, b)| bits | (a ^ b));
+    scheme.eq_ignore_ascii_case("bearer") && shown.len() == token.len() && differing == 0
 }
 
 /// A browser tells where a request that changes something came from; other programs need not.

@@ -27,6 +27,7 @@ use tracing::info;
 use crate::clock::{Clock, UnixMillis};
 use crate::hub::Hub;
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
+use crate::secret::Secret;
 use crate::throttle::{AddressLimits, Guesses};
 use crate::tls::{ServerSettings, ServerTls, TlsError};
 
@@ -61,6 +62,8 @@ pub struct Settings {
     pub address: SocketAddr,
     /// HTTPS with this certificate; plain HTTP without.
     pub tls: Option<ServerSettings>,
+    /// Who shows this token may read `/metrics` without a login.
+    pub metrics_token: Option<Secret>,
 }
 
 /// What the web UI looks at.
@@ -103,6 +106,7 @@ impl Server {
         let app = App {
             address,
             has_tls: tls.is_some(),
+            metrics_token: settings.metrics_token,
             since: parts.hub.clock().now(),
             feed: feed::Feed::new(parts.hub.clock().boot_id()),
             parts,
@@ -168,6 +172,7 @@ impl Server {
 struct App {
     address: SocketAddr,
     has_tls: bool,
+    metrics_token: Option<Secret>,
     since: UnixMillis,
     parts: Parts,
     feed: feed::Feed,

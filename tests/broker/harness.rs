@@ -202,11 +202,20 @@ pub fn certificate_in(directory: &Path) -> ServerSettings {
 
 /// TLS with a server that has the certificate of [`certificate_in`].
 pub async fn over_tls(tcp: TcpStream, directory: &Path) -> TlsStream<TcpStream> {
+    over_tls_of(tcp, directory, rustls::ALL_VERSIONS).await
+}
+
+/// As [`over_tls`], with these versions only.
+pub async fn over_tls_of(
+    tcp: TcpStream,
+    directory: &Path,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> TlsStream<TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(directory.join("cert.pem")).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();

@@ -17,9 +17,10 @@ use super::action::{
 };
 use super::client::{Client, ClientState, Context, Handled, Rules};
 use super::codec::{self, DecodeError, MAX_NODE_BYTES};
-use super::connectionless::{AddressRange, RateLimit};
+use super::connectionless::RateLimit;
 use super::packet::{Connect, MsgId, Packet, PacketKind, Protocol, Publish, PublishQoS, ReturnCode};
 use super::topics::common_topic;
+use crate::address::AddressRange;
 use crate::message::QoS;
 use crate::throttle::{AddressLimits, Rates};
 

@@ -15,9 +15,9 @@ use super::action::{
     Action, ClientKey, Delivery, DropReason, Notice, PublishAnswer, Request, SessionLifetime, Will, WillFate,
 };
 use super::client::{ClientState, Rules};
-use super::connectionless::AddressRange;
 use super::gateway::{Connectionless, Gateway, Settings};
 use super::packet::ReturnCode;
+use crate::address::AddressRange;
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::throttle::AddressLimits;
