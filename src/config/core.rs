@@ -80,7 +80,7 @@ pub(super) fn store(table: &mut Table<'_>) -> store::Settings {
             .or(Durability::Commit);
         let interval_place = table.place_of("commit_interval");
         let interval = table
-            .value("commit_interval", "How long `durability: interval` gathers writes.")
+            .value("commit_interval", "How long `durability: interval` gathers writes, of at most 4096 messages.")
             .range(Duration::from_millis(10)..=Duration::from_secs(60))
             .or(Duration::from_millis(250));
         if let (Some(place), false) = (interval_place, matches!(mode, Durability::Interval)) {

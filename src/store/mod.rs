@@ -101,7 +101,7 @@ impl Settings {
 pub enum Durability {
     /// After its commit, which comes as soon as it is due.
     Commit,
-    /// After its commit, and commits come at most this far apart.
+    /// After its commit, and commits come this far apart, or sooner where a batch is full.
     Interval(Duration),
     /// At once: what was accepted during the last `relaxed_interval` is lost in a crash or power cut.
     Relaxed,
