@@ -18,6 +18,11 @@ impl UnixMillis {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
+
+    /// The time `interval` later; the end of time where it is later still.
+    pub fn plus(self, interval: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(interval.as_millis()).unwrap_or(i64::MAX)))
+    }
 }
 
 /// RFC 3339 in UTC with milliseconds, as in `2026-11-21T09:30:00.125Z`.

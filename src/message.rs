@@ -86,8 +86,7 @@ impl Message {
 
     /// When it expires, if ever.
     pub fn expires_at(&self) -> Option<UnixMillis> {
-        let millis = i64::try_from(self.expiry_interval?.as_millis()).unwrap_or(i64::MAX);
-        Some(UnixMillis(self.accepted_at.0.saturating_add(millis)))
+        self.expiry_interval.map(|interval| self.accepted_at.plus(interval))
     }
 
     pub fn is_expired(&self, now: UnixMillis) -> bool {

@@ -99,6 +99,8 @@ pub(super) fn limits(table: &mut Table<'_>) -> Limits {
             .optional(),
         // Each upstream has a limit of its own.
         max_inflight_upstream: u16::MAX,
+        // Stands in the section `store`.
+        max_age: None,
     }
 }
 
@@ -133,8 +135,11 @@ fn address_limits(table: &mut Table<'_>) -> AddressLimits {
 
 /// The limits of a queue: of each client in `limits`, of one upstream in its `queue`.
 pub(super) fn queue_limits(table: &mut Table<'_>, whose: &str, defaults: QueueLimits) -> QueueLimits {
-    let (messages, bytes) =
-        if whose.is_empty() { ("max_queued_messages", "max_queued_bytes") } else { ("max_messages", "max_bytes") };
+    let (messages, bytes, age) = if whose.is_empty() {
+        ("max_queued_messages", "max_queued_bytes", "max_queued_age")
+    } else {
+        ("max_messages", "max_bytes", "max_age")
+    };
     QueueLimits {
         max_messages: table
             .value(messages, "Messages that may wait in one queue.")
@@ -148,6 +153,10 @@ pub(super) fn queue_limits(table: &mut Table<'_>, whose: &str, defaults: QueueLi
         when_full: table
             .value("when_full", "What happens to QoS 1 and 2 messages for a full queue; `reject` tells the publisher.")
             .or(defaults.when_full),
+        max_age: table
+            .value(age, "What has waited for longer is given up, as if it had expired; never if absent.")
+            .range(Duration::from_secs(1)..=10 * YEAR)
+            .optional(),
         ..defaults
     }
 }

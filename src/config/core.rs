@@ -65,7 +65,8 @@ pub(super) fn log(table: &mut Table<'_>) -> Log {
     })
 }
 
-pub(super) fn store(table: &mut Table<'_>) -> store::Settings {
+/// The store's settings, and how long a message may wait in whatever queue, which is the hub's business.
+pub(super) fn store(table: &mut Table<'_>) -> (store::Settings, Option<Duration>) {
     table.table("store", "The database for everything that must survive a restart or power cut.", |table| {
         let defaults = store::Settings::new("");
         let directory = table
@@ -87,7 +88,7 @@ pub(super) fn store(table: &mut Table<'_>) -> store::Settings {
             let report = Report::warning(place, "`commit_interval` has no effect without `durability: interval`");
             table.report(report.help("add `durability: interval`, or remove the line"));
         }
-        store::Settings {
+        let settings = store::Settings {
             directory,
             durability: match mode {
                 Durability::Commit => store::Durability::Commit,
@@ -99,8 +100,18 @@ pub(super) fn store(table: &mut Table<'_>) -> store::Settings {
                 .range(Size::mib(1)..=Size::mib(1024 * 1024))
                 .or(Size(defaults.max_bytes))
                 .0,
+            max_messages: table
+                .value("max_messages", "Messages in all queues on disk together; then `when_full` applies too.")
+                .range(1..=1_000_000_000_000)
+                .optional()
+                .unwrap_or(defaults.max_messages),
             ..defaults
-        }
+        };
+        let max_age = table
+            .value("max_age", "What has waited for longer is given up, in whatever queue; never if absent.")
+            .range(Duration::from_secs(1)..=Duration::from_secs(10 * 365 * 86_400))
+            .optional();
+        (settings, max_age)
     })
 }
 

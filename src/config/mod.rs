@@ -114,7 +114,7 @@ fn finish(context: Context<'_>, config: Option<Config>) -> Result<Loaded, Report
 fn read(table: &mut Table<'_>) -> Option<Config> {
     let name = core::gateway_name(table);
     let log = core::log(table);
-    let store = core::store(table);
+    let (store, max_age) = core::store(table);
     let (limits, connections) = table.table("limits", "What one client, and all of them together, may use.", |table| {
         (access::limits(table), listeners::limits(table))
     });
@@ -132,7 +132,7 @@ fn read(table: &mut Table<'_>) -> Option<Config> {
         plugins: plugins::programs(table, &mut names),
         upstreams: upstreams::upstreams(table, &name),
         web: web::web(table, !access.users.is_empty()),
-        hub: hub::Settings { limits, access },
+        hub: hub::Settings { limits: hub::Limits { max_age, ..limits }, access },
         name,
     };
     table.cx.unique("adapters", names.adapters.iter().map(|adapter| (adapter.value.as_str(), adapter.span)));

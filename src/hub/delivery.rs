@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tracing::warn;
+
 use super::queue::{Incoming, Orphan, Precedence, WhenFull};
-use super::session::{Session, Shortage};
+use super::session::{Session, Shortage, submit};
 use super::{Hub, SubscribeOptions};
 use crate::message::{Message, QoS};
-use crate::store::{Op, Receipt, SessionId, Store};
+use crate::store::{Due, Op, Page, PageLimit, Receipt, SessionId, Store, StoredState};
 use crate::topic::SharedFilter;
 
 /// A subscription in the routes.
@@ -143,9 +145,50 @@ impl Hub {
         pressed
     }
 
-    /// Gives what a member of a shared subscription has left behind to another one (MQTT 5.0 §4.8.2). The caller holds
-    /// no session's lock.
-    pub(super) fn hand_on(&self, orphans: Vec<Orphan>) {
+    /// Gives what a member of a shared subscription has left behind to the others (MQTT 5.0 §4.8.2), then lets its
+    /// journal go. The caller holds no session's lock.
+    pub(super) fn settle(&self, estate: Estate) {
+        let Estate { session, orphans, mut tails } = estate;
+        // In one commit it is the others' and not this session's any more.
+        let transaction = self.store().map(Store::transaction);
+        self.hand_on(orphans);
+        let (Some(session), Some(store)) = (session, self.store()) else { return };
+        let Some(from) = tails.pop() else {
+            return submit(Some(store), &mut vec![Op::DropSession(session)], Due::Soon);
+        };
+        drop(transaction);
+        let hub = self.clone();
+        let then = move |page: Page| {
+            if page.failed {
+                warn!(session = session.0, "what an ended session has left stays on disk until the next start");
+            } else {
+                hub.settle(hub.hand_on_page(session, tails, page));
+            }
+        };
+        store.load(session, from, ESTATE_PAGE, Box::new(then));
+    }
+
+    /// Hands on a page of what an ended session has on disk, and returns what is left of it.
+    fn hand_on_page(&self, session: SessionId, mut tails: Vec<u64>, page: Page) -> Estate {
+        if let Some(last) = page.messages.last().filter(|_| !page.complete) {
+            tails.push(last.sequence + 1);
+        }
+        // As above.
+        let _transaction = self.store().map(Store::transaction);
+        let mut removals = Vec::new();
+        let orphans = page.messages.into_iter().filter_map(|stored| {
+            removals.push(Op::Remove { session, first: stored.sequence, last: stored.sequence });
+            match stored.state {
+                StoredState::Queued(message) => Some((stored.shared?, message)),
+                StoredState::Released => None,
+            }
+        });
+        self.hand_on(orphans.collect());
+        submit(self.store(), &mut removals, Due::Soon);
+        Estate { session: Some(session), orphans: Vec::new(), tails }
+    }
+
+    fn hand_on(&self, orphans: Vec<Orphan>) {
         let mut ops = Vec::new();
         for (filter, message) in orphans {
             let targets = self.targets(message.topic.as_str());
@@ -158,6 +201,20 @@ impl Hub {
         }
     }
 }
+
+/// What a session leaves behind when it ends.
+#[derive(Debug, Default)]
+#[must_use = "others wait for it, and its journal has to go"]
+pub(super) struct Estate {
+    /// Set where it is journaled.
+    pub session: Option<SessionId>,
+    pub orphans: Vec<Orphan>,
+    /// Where the parts of its queue begin that are on disk only, and may hold more for the others.
+    pub tails: Vec<u64>,
+}
+
+/// How much of it is read at once, on the store's thread.
+const ESTATE_PAGE: PageLimit = PageLimit { messages: 256, bytes: 256 << 10 };
 
 /// Joins the subscriptions of each session into one.
 fn one_each(mut targets: Vec<Target>) -> Vec<Target> {

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::access::DeniedSubscribe;
 use super::delivery::{Subscriber, Targets};
-use super::queue::Incoming;
+use super::queue::{Age, Incoming};
 use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
 use super::{Hub, Outbound, PacketId, Priority, RetainHandling, SubscribeOptions, Will, WillDue};
 use crate::clock::UnixMillis;
@@ -475,7 +475,8 @@ impl Link {
         let window = self.attachment.window;
         let mut ops = Vec::new();
         let Some(mut state) = self.state() else { return };
-        let expired = state.queue.take(into, max, window, now, &mut ops);
+        let age = Age { now, max: self.session.limits().max_age };
+        let expired = state.queue.take(into, max, window, age, &mut ops);
         state.settle();
         submit(self.hub.store(), &mut ops, Due::Later);
         let (backlog, has_tail) = (state.queue.pressure(), state.queue.has_tail());
@@ -489,9 +490,7 @@ impl Link {
             self.session.counters.sent.fetch_add(sent, Ordering::Relaxed);
             self.hub.0.counters.sent.fetch_add(sent, Ordering::Relaxed);
         }
-        if expired > 0 {
-            self.hub.0.counters.dropped_expired.fetch_add(expired, Ordering::Relaxed);
-        }
+        self.session.note_expired(expired, now, &self.hub.0.counters);
     }
 
     /// QoS 1 and 2 messages that wait to be sent, live ones aside where a share of the connection is theirs.

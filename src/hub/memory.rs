@@ -135,7 +135,7 @@ impl Hub {
                 }
                 let mut state = session.state.lock();
                 if state.attached.is_some() == connected {
-                    state.queue.page_out(kept);
+                    state.queue.page_out(kept, &session.limits());
                     state.settle();
                 }
             }

@@ -9,6 +9,7 @@
 pub mod access;
 mod admission;
 mod delivery;
+mod expiry;
 mod link;
 mod memory;
 mod queue;
@@ -35,9 +36,9 @@ use crate::message::Message;
 use crate::store::{Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
 use crate::topic::SharedFilter;
 use access::{Access, Identity};
-use delivery::Subscriber;
+use delivery::{Estate, Subscriber};
 use memory::Memory;
-use queue::{Layout, Orphan, Queue};
+use queue::{Layout, Queue};
 use retained::{Change, Retained};
 use routes::Routes;
 use session::{Attachment, Session, State, submit};
@@ -128,16 +129,20 @@ impl Hub {
             traffic: Mutex::default(),
         }));
         for stored in sessions {
-            hub.restore(stored);
+            if let Some(estate) = hub.restore(stored) {
+                hub.settle(estate);
+            }
         }
         Ok(hub)
     }
 
-    fn restore(&self, stored: StoredSession) {
+    /// Takes up a session as it was stored; returns what an older one of the same client has left, which had ended but
+    /// not been settled when the gateway stopped.
+    fn restore(&self, stored: StoredSession) -> Option<Estate> {
         let record = stored.record;
         let Some(face) = Face::from_number(record.face) else {
             warn!(session = record.id.0, face = record.face, "stored session of an unknown kind is left alone");
-            return;
+            return None;
         };
         let identity = if matches!(face, Face::Mqtt | Face::MqttSn) {
             self.access().restore(record.user)
@@ -148,7 +153,9 @@ impl Hub {
         let queue = Queue::restored(record.id, face.layout(), &stored.queues, self.0.limits.window(face));
         // An upstream brings its own limits when it attaches; until then nothing may be lost for those of others.
         let limits = match face {
-            Face::Upstream => QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.0.limits.queue },
+            Face::Upstream => {
+                QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, max_age: None, ..self.0.limits.queue }
+            }
             _ => self.0.limits.queue,
         };
         let session = Arc::new(Session::new(
@@ -157,7 +164,7 @@ impl Hub {
             record.client_id.clone(),
             identity,
             true,
-            limits,
+            self.0.limits.of_queue(limits),
             rights,
             queue,
             &self.0.memory,
@@ -184,7 +191,9 @@ impl Hub {
                 state.subscriptions.insert(filter.to_text(), filter);
             }
         }
-        self.0.sessions.lock().insert((face, record.client_id), session);
+        let older = self.0.sessions.lock().insert((face, record.client_id), session)?;
+        let mut state = older.state.lock();
+        Some(self.end(&older, &mut state))
     }
 
     pub fn clock(&self) -> &Clock {
@@ -238,7 +247,7 @@ impl Hub {
         let now = self.now();
         let key = (request.face, request.client_id.clone());
         let mut wills = Vec::new();
-        let mut orphans = Vec::new();
+        let mut estate = Estate::default();
         let mut sessions = self.0.sessions.lock();
         let mut resumed = None;
         if let Some(known) = sessions.get(&key).cloned() {
@@ -258,14 +267,15 @@ impl Hub {
             }
             known.condemn(&mut state, Fate::TakenOver);
             if let Some(limits) = request.queue {
-                known.set_limits(limits);
+                known.set_limits(self.0.limits.of_queue(limits));
+                state.queue.sweep_again();
             }
             if resume {
                 drop(state);
                 *known.rights.write() = self.access().rights(&known.identity, &known.client_id);
                 resumed = Some(known);
             } else {
-                orphans = self.end(&known, &mut state);
+                estate = self.end(&known, &mut state);
                 drop(state);
                 sessions.remove(&key);
             }
@@ -299,7 +309,7 @@ impl Hub {
             }
         }
         drop(sessions);
-        self.hand_on(orphans);
+        self.settle(estate);
         for (session, will) in wills {
             self.publish_will(&session, will);
         }
@@ -317,7 +327,7 @@ impl Hub {
             request.client_id.clone(),
             request.identity.clone(),
             durable,
-            request.queue.unwrap_or(self.0.limits.queue),
+            self.0.limits.of_queue(request.queue.unwrap_or(self.0.limits.queue)),
             self.access().rights(&request.identity, &request.client_id),
             Queue::new(id, durable, request.face.layout()),
             &self.0.memory,
@@ -334,12 +344,12 @@ impl Hub {
         }
     }
 
-    /// Ends a session: its subscriptions, its queue and its journal. The caller takes it out of the map, and hands on
-    /// what it leaves behind once it holds no lock.
-    #[must_use]
-    fn end(&self, session: &Session, state: &mut State) -> Vec<Orphan> {
+    /// Ends a session: its subscriptions and its queue. The caller takes it out of the map, and settles what it leaves
+    /// behind, its journal too, once it holds no lock.
+    fn end(&self, session: &Session, state: &mut State) -> Estate {
         state.ended = true;
         state.attached = None;
+        let is_member = state.subscriptions.values().any(|filter| filter.group.is_some());
         {
             let mut routes = self.0.routes.write();
             for filter in state.subscriptions.values() {
@@ -350,20 +360,22 @@ impl Hub {
             state.subscriptions.clear();
             self.changed();
         }
-        let orphans = std::mem::replace(&mut state.queue, Queue::new(session.id, false, Layout::One)).into_orphans();
+        let queue = std::mem::replace(&mut state.queue, Queue::new(session.id, false, Layout::One));
+        let estate = Estate {
+            session: session.durable.then_some(session.id),
+            tails: if is_member { queue.tails() } else { Vec::new() },
+            orphans: queue.into_orphans(),
+        };
         state.settle();
         state.inbound.clear();
-        if session.durable {
-            submit(self.store(), &mut vec![Op::DropSession(session.id)], Due::Soon);
-        }
         session.tell_drained((0, 0));
-        orphans
+        estate
     }
 
     /// What follows when a session has no connection any more. Takes the lock's guard to let it go in time.
     fn after_detach(&self, session: &Arc<Session>, mut state: parking_lot::MutexGuard<'_, State>, will: WillDue) {
         state.detached_at = Some(self.now());
-        let (mut due, mut orphans) = (None, Vec::new());
+        let (mut due, mut estate) = (None, Estate::default());
         let ends = state.expiry == SessionExpiry::OnDetach || state.expiry == SessionExpiry::After(Duration::ZERO);
         match will {
             WillDue::No => state.will = None,
@@ -373,14 +385,14 @@ impl Hub {
             WillDue::Yes => {}
         }
         if ends {
-            orphans = self.end(session, &mut state);
+            estate = self.end(session, &mut state);
         } else if session.durable {
             submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
         }
         drop(state);
         if ends {
             self.forget(session);
-            self.hand_on(orphans);
+            self.settle(estate);
         }
         if let Some(will) = due {
             self.publish_will(session, will);
@@ -477,6 +489,7 @@ impl Hub {
         let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
         for session in sessions {
             self.housekeep_session(&session, now);
+            self.sweep(&session, now);
         }
         if seconds.is_multiple_of(60) {
             let expired = self.0.retained.write().expire(now);
@@ -492,17 +505,17 @@ impl Hub {
         }
         let (ends, due) = (state.has_expired(now), state.will_is_due(now));
         let will = if due { state.will.take() } else { None };
-        let mut orphans = Vec::new();
+        let mut estate = Estate::default();
         if ends {
             self.0.counters.expired_sessions.fetch_add(1, Ordering::Relaxed);
-            orphans = self.end(session, &mut state);
+            estate = self.end(session, &mut state);
         } else if due && session.durable {
             submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
         }
         drop(state);
         if ends {
             self.forget(session);
-            self.hand_on(orphans);
+            self.settle(estate);
         }
         if let Some(will) = will {
             self.publish_will(session, will);

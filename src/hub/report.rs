@@ -49,6 +49,7 @@ pub struct Counters {
     pub dropped_queue_full: AtomicU64,
     /// As the memory for all queues is used up.
     pub dropped_memory_full: AtomicU64,
+    /// As the store has reached its limit.
     pub dropped_store_full: AtomicU64,
     pub dropped_expired: AtomicU64,
     pub dropped_retained_full: AtomicU64,

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tracing::{error, warn};
 
 use super::access::{Identity, Rights};
+use super::expiry::Episode;
 use super::memory::{Account, Memory};
 use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits, WhenFull};
 use super::{Attach, Counters, Will};
@@ -119,6 +120,7 @@ pub(super) struct Session {
     slow: AtomicBool,
     /// Messages given up because the queue is full, since it last had room; each such episode is logged once.
     overflow: AtomicU64,
+    pub expired: Episode,
 }
 
 #[derive(Debug, Default)]
@@ -229,6 +231,7 @@ impl Session {
             waited_for: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             overflow: AtomicU64::new(0),
+            expired: Episode::default(),
         }
     }
 
@@ -338,8 +341,8 @@ impl Session {
                 let (max_messages, max_bytes) = (limits.max_messages, limits.max_bytes);
                 match shortage {
                     Some(Shortage::Disk) => {
-                        let what = "the database or its disk is full (`store.max_size`), messages are given up";
-                        error!(face, %client_id, "{what}");
+                        let what = "the database or its disk is full (`store.max_size`, `store.max_messages`)";
+                        error!(face, %client_id, "{what}, messages are given up");
                     }
                     Some(Shortage::Memory) => {
                         let what =

@@ -28,6 +28,8 @@ pub struct Limits {
     pub max_inflight: u16,
     /// The same towards an upstream, which is far away and takes everything: the window is what a round trip can carry.
     pub max_inflight_upstream: u16,
+    /// What has waited for longer is given up, whatever the limits of its queue say; `None` is never.
+    pub max_age: Option<Duration>,
     pub queue: QueueLimits,
     /// Memory for the messages of all queues together, in bytes.
     pub max_queue_memory: u64,
@@ -52,6 +54,7 @@ impl Default for Limits {
             max_inflight: 100,
             max_inflight_upstream: 2000,
             queue: QueueLimits::default(),
+            max_age: None,
             max_queue_memory: 256 << 20,
             max_subscriptions: 1000,
             max_topic_levels: 200,
@@ -65,6 +68,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The limits of a queue, with those that hold for all.
+    pub(super) fn of_queue(&self, queue: QueueLimits) -> QueueLimits {
+        QueueLimits { max_age: [queue.max_age, self.max_age].into_iter().flatten().min(), ..queue }
+    }
+
     /// The most that may be sent to a session and not yet be acknowledged.
     pub(super) fn window(&self, face: Face) -> u16 {
         if face == Face::Upstream { self.max_inflight_upstream } else { self.max_inflight }

@@ -74,6 +74,8 @@ pub struct Settings {
     pub durability: Durability,
     /// The largest size of the database file, in bytes.
     pub max_bytes: u64,
+    /// The most messages in all queues together.
+    pub max_messages: u64,
     /// How long a batch that is [`Due::Soon`] may wait.
     pub commit_delay: Duration,
     /// How often [`Durability::Relaxed`] commits.
@@ -89,6 +91,7 @@ impl Settings {
             directory: directory.into(),
             durability: Durability::Commit,
             max_bytes: 1 << 30,
+            max_messages: u64::MAX,
             commit_delay: Duration::from_millis(10),
             relaxed_interval: Duration::from_secs(1),
             inbox_bytes: 16 << 20,
@@ -156,8 +159,11 @@ impl Opened {
         let stats = Arc::new(Stats::default());
         let inbox = Arc::new(Inbox::new(&settings, stats.clone()));
         let opened_at = clock.now();
-        let full_bytes = settings.max_bytes - settings.max_bytes / RESERVE;
-        let writer = Writer::new(database, lock, inbox.clone(), stats.clone(), clock, full_bytes);
+        let limits = writer::Limits {
+            bytes: settings.max_bytes - settings.max_bytes / RESERVE,
+            messages: settings.max_messages,
+        };
+        let writer = Writer::new(database, lock, inbox.clone(), stats.clone(), clock, limits);
         let thread = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
         let thread = Mutex::new(Some(thread.map_err(ReadError::Thread)?));
         let quarantined = quarantined.map(|path| path.display().to_string());
@@ -206,7 +212,8 @@ impl Store {
         Transaction(self.0.inbox.hold())
     }
 
-    /// Tells whether no more should be queued: the database has reached 15/16 of its limit, or the disk is full. What
+    /// Tells whether no more should be queued: the database has reached 15/16 of its limit or holds as many messages as
+    /// it may, or the disk is full. What
     /// is submitted nevertheless is kept as long as it fits, and refused then.
     pub fn is_full(&self) -> bool {
         self.0.stats.is_full()

@@ -203,6 +203,8 @@ pub struct Swept {
     pub bytes: u64,
     /// There was more than one sweep may take, or it failed: sweep again soon.
     pub more: bool,
+    /// The lowest sequence that is left, from where the sweep began; `None` where nothing is, or there was more.
+    pub first: Option<u64>,
     /// When something that is in the queue now will have expired; `None` where nothing ever does.
     pub next: Option<UnixMillis>,
 }

@@ -383,6 +383,9 @@ pub(super) fn sweep(
         .prepare_cached(&format!("SELECT min(expires_at) FROM queue WHERE {DUE} AND expires_at > ?3"))?
         .query_row([slot, first, sweep.now.0], |row| row.get(0))?;
     swept.next = [swept.next, next.map(UnixMillis)].into_iter().flatten().min();
+    if let Some(queue) = state.queue(session, sweep.from) {
+        swept.first = self::first(connection, queue, from)?.map(|number| first_sequence(lane) | number);
+    }
     Ok(swept)
 }
 
@@ -496,19 +499,21 @@ pub(super) fn purge(connection: &Connection, state: &mut State, bytes: u64) -> r
     Ok(())
 }
 
-/// The lowest number that a lane holds.
-pub(super) fn first(connection: &Connection, queue: &Queue) -> rusqlite::Result<Option<u64>> {
+/// The lowest number that a lane holds, of those from `from` on.
+pub(super) fn first(connection: &Connection, queue: &Queue, from: u64) -> rusqlite::Result<Option<u64>> {
     let mut select = connection
         .prepare_cached(&format!("SELECT {HEAD}, frames FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key"))?;
-    let (first, last) = slot_keys(queue.slot);
-    let mut rows = select.query([first, last])?;
+    let mut rows = select.query([queue_key(queue.slot, from), slot_keys(queue.slot).1])?;
     let mut in_runs = None;
     while let (None, Some(row)) = (in_runs, rows.next()?) {
         let head = Head::read(row)?;
         let frames = row.get_ref(FRAMES)?.as_blob()?;
-        let mut numbers = Frames::new(head.place(), frames).map(|frame| frame.number);
-        // A run that cannot be taken apart is set aside when it is read.
-        in_runs = numbers.find(|number| !queue.gone.contains(*number)).or(Some(head.first));
+        let mut numbers = Frames::new(head.place(), frames).map(|frame| frame.number).peekable();
+        in_runs = match numbers.peek() {
+            Some(_) => numbers.find(|&number| number >= from && !queue.gone.contains(number)),
+            // A run that cannot be taken apart is set aside when it is read.
+            None => Some(head.first.max(from)),
+        };
     }
-    Ok([in_runs, queue.released.first().copied()].into_iter().flatten().min())
+    Ok([in_runs, queue.released.range(from..).next().copied()].into_iter().flatten().min())
 }

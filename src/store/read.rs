@@ -177,7 +177,7 @@ pub(super) fn released_message(sequence: u64) -> StoredMessage {
 }
 
 fn summary(connection: &Connection, queue: &Queue) -> rusqlite::Result<QueueSummary> {
-    let first = queue::first(connection, queue)?;
+    let first = queue::first(connection, queue, 0)?;
     let Queue { lane, last, messages, bytes, .. } = *queue;
     Ok(QueueSummary { lane, first: first.map(|number| first_sequence(lane) | number), last, messages, bytes })
 }

@@ -164,7 +164,8 @@ impl Stats {
                 (Health::Down, Some(reason), *since)
             }
             (None, _) if self.is_full() => {
-                let reason = "the store is full; restore the uplink, or raise `store.max_size`".to_owned();
+                let reason = "the store is full; restore the uplink, or raise `store.max_size` or `store.max_messages`"
+                    .to_owned();
                 (Health::Degraded, Some(reason), opened_at)
             }
             (None, Some(path)) => {

@@ -35,15 +35,22 @@ pub(super) struct Writer {
     inbox: Arc<Inbox>,
     stats: Arc<Stats>,
     clock: Clock,
-    /// From here on the store says that it is full; the rest up to the limit of the database is for what is on its way,
-    /// and for removals, which may need a page before they give one back.
-    full_bytes: u64,
+    limits: Limits,
     _lock: Lock,
     /// What the disk refused and must not be lost.
     kept: Batch,
     retry: Option<Retry>,
     usage: Usage,
     upkeep_at: Option<Instant>,
+}
+
+/// From where on the store says that it is full.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The rest up to the limit of the database is for what is on its way, and for removals, which may need a page before
+    /// they give one back.
+    pub bytes: u64,
+    pub messages: u64,
 }
 
 /// When to try again.
@@ -62,11 +69,11 @@ impl Writer {
         inbox: Arc<Inbox>,
         stats: Arc<Stats>,
         clock: Clock,
-        full_bytes: u64,
+        limits: Limits,
     ) -> Self {
         let kept = Batch::default();
         let usage = Usage::default();
-        Self { database, inbox, stats, clock, full_bytes, _lock: lock, kept, retry: None, usage, upkeep_at: None }
+        Self { database, inbox, stats, clock, limits, _lock: lock, kept, retry: None, usage, upkeep_at: None }
     }
 
     pub fn run(mut self) {
@@ -346,7 +353,8 @@ impl Writer {
             self.usage = usage;
         }
         let used = self.usage.total - self.usage.free.min(self.usage.total);
-        self.stats.holds(&self.database.state, self.usage, used >= self.full_bytes);
+        let is_full = used >= self.limits.bytes || self.database.state.messages >= self.limits.messages;
+        self.stats.holds(&self.database.state, self.usage, is_full);
         if let Some(bytes) = bytes_written_by_this_thread() {
             self.stats.bytes_written.store(bytes, Ordering::Relaxed);
         }

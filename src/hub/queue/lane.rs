@@ -1,22 +1,23 @@
 //! One lane of a queue: messages in order, with their inflight window and QoS state.
 //!
 //! **Memory and disk.** The head of a lane is in memory. When the head is full, later messages of a durable queue are
-//! journaled only (the *tail*) and paged back in as the head drains.
+//! journaled only (the *tail*, in `tail`) and paged back in as the head drains.
 //!
 //! **Packet identifiers** are a function of the lane's sequence, so that a message keeps its identifier through a crash
 //! without a write for each send. A QoS 2 message of a durable queue is sent only once it is on disk: after a crash it
 //! goes out again under the same identifier and its receiver can tell that it is the same message.
 
+mod tail;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Delivery, Depth, Incoming, Orphan, Outbound, PacketId, QueueLimits};
+use super::{Age, Delivery, Depth, Incoming, Orphan, Outbound, PacketId, QueueLimits, expires_at};
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
-use crate::store::{
-    Op, PageLimit, QueueSummary, Receipt, ReceiptState, SessionId, StoredMessage, StoredState, first_sequence, number,
-};
+use crate::store::{Op, QueueSummary, Receipt, ReceiptState, SessionId, first_sequence, number};
+use tail::{AT_ONCE, Tail, earliest};
 
 #[derive(Debug)]
 struct Entry {
@@ -55,15 +56,6 @@ enum InflightState {
     Done,
 }
 
-/// The part of a durable lane that is on disk only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tail {
-    /// The first sequence that is on disk only.
-    from: u64,
-    messages: u64,
-    bytes: u64,
-}
-
 /// One lane of a session's queue, or all of it.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -74,6 +66,8 @@ pub(super) struct Lane {
     /// QoS 1 and 2 in order, not yet sent.
     waiting: VecDeque<Entry>,
     waiting_bytes: u64,
+    /// When something of it may have expired; `None` where nothing ever does.
+    waiting_expires_at: Option<UnixMillis>,
     /// QoS 0, not yet sent; beside the window and never journaled.
     lossy: VecDeque<Incoming>,
     lossy_bytes: u64,
@@ -105,6 +99,7 @@ impl Lane {
             durable,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            waiting_expires_at: None,
             lossy: VecDeque::new(),
             lossy_bytes: 0,
             inflight: VecDeque::new(),
@@ -127,14 +122,15 @@ impl Lane {
             self.next_sequence = last + 1;
         }
         if let Some(from) = found.first {
-            self.tail = Some(Tail { from, messages: found.messages, bytes: found.bytes });
+            let (messages, bytes) = (found.messages, found.bytes);
+            self.tail = Some(Tail { from, messages, bytes, expires_at: Some(AT_ONCE) });
             self.maybe_sent = usize::from(window);
         }
     }
 
     /// What another member of a shared subscription may have when the session ends: what was not sent, and QoS 1 that
-    /// was not acknowledged (MQTT 5.0 §4.8.2). A QoS 2 delivery that was begun is not begun anew [MQTT-4.8.2-5]. What is
-    /// in memory only: what was paged in from the journal does not know its subscription.
+    /// was not acknowledged (MQTT 5.0 §4.8.2). A QoS 2 delivery that was begun is not begun anew [MQTT-4.8.2-5]. Of what
+    /// is in memory; the rest is on disk from [`Lane::tail_from`] on.
     pub fn into_orphans(self) -> impl Iterator<Item = Orphan> {
         let begun = self.inflight.into_iter().filter_map(|entry| match entry.state {
             InflightState::Published(incoming) if incoming.qos == QoS::AtLeastOnce => Some(incoming),
@@ -170,6 +166,11 @@ impl Lane {
         self.tail.is_some()
     }
 
+    /// The first sequence of what is on disk only.
+    pub fn tail_from(&self) -> Option<u64> {
+        self.tail.map(|tail| tail.from)
+    }
+
     /// Whether one more message waits in memory.
     pub fn fits_in_memory(&self, limits: &QueueLimits) -> bool {
         self.tail.is_none()
@@ -179,7 +180,7 @@ impl Lane {
 
     /// QoS 1 and 2 messages that wait, and their bytes: what the limits of the queue are about.
     pub fn depth(&self) -> Depth {
-        let tail = self.tail.unwrap_or(Tail { from: 0, messages: 0, bytes: 0 });
+        let tail = self.tail.unwrap_or(Tail::at(0));
         Depth { messages: self.waiting.len() as u64 + tail.messages, bytes: self.waiting_bytes + tail.bytes }
     }
 
@@ -222,13 +223,12 @@ impl Lane {
                 receipt,
             });
             if !self.fits_in_memory(limits) {
-                let tail = self.tail.get_or_insert(Tail { from: sequence, messages: 0, bytes: 0 });
-                tail.messages += 1;
-                tail.bytes += size as u64;
+                self.tail.get_or_insert(Tail::at(sequence)).add(&incoming.message, size, limits);
                 return;
             }
         }
         self.waiting_bytes += size as u64;
+        self.waiting_expires_at = earliest(self.waiting_expires_at, expires_at(&incoming.message, limits.max_age));
         self.held += incoming.weight(size);
         self.waiting.push_back(Entry { sequence, incoming, committed });
     }
@@ -277,18 +277,11 @@ impl Lane {
 
     /// Moves up to `max` of what may be sent now to `into`: redeliveries first, then PUBRELs, then QoS 0, then new
     /// messages while fewer than `window` are unacknowledged. Returns how many expired messages were given up.
-    pub fn take(
-        &mut self,
-        into: &mut Vec<Outbound>,
-        max: usize,
-        window: u16,
-        now: UnixMillis,
-        ops: &mut Vec<Op>,
-    ) -> u64 {
+    pub fn take(&mut self, into: &mut Vec<Outbound>, max: usize, window: u16, age: Age, ops: &mut Vec<Op>) -> u64 {
         let end = into.len() + max;
         self.take_again(into, end, window);
         self.take_releases(into, end);
-        self.take_new(into, end, window, now, ops)
+        self.take_new(into, end, window, age, ops)
     }
 
     /// Moves what an earlier connection has left unacknowledged to `into`, up to its length `end`.
@@ -312,14 +305,7 @@ impl Lane {
 
     /// Moves messages that were never sent to `into`, up to its length `end`: QoS 0, then the others while fewer than
     /// `window` are unacknowledged. Returns how many expired messages were given up.
-    pub fn take_new(
-        &mut self,
-        into: &mut Vec<Outbound>,
-        end: usize,
-        window: u16,
-        now: UnixMillis,
-        ops: &mut Vec<Op>,
-    ) -> u64 {
+    pub fn take_new(&mut self, into: &mut Vec<Outbound>, end: usize, window: u16, age: Age, ops: &mut Vec<Op>) -> u64 {
         let mut expired = 0;
         while into.len() < end
             && let Some(incoming) = self.lossy.pop_front()
@@ -327,7 +313,7 @@ impl Lane {
             let size = incoming.message.size();
             self.lossy_bytes -= size as u64;
             self.held -= incoming.weight(size);
-            if incoming.message.is_expired(now) {
+            if age.is_over(&incoming.message) {
                 expired += 1;
             } else {
                 into.push(Outbound::Publish(self.delivery(incoming, None, false)));
@@ -351,7 +337,7 @@ impl Lane {
                 self.forget_waiting(&entry, ops);
                 continue;
             }
-            if entry.incoming.message.is_expired(now) {
+            if age.is_over(&entry.incoming.message) {
                 self.forget_waiting(&entry, ops);
                 expired += 1;
                 continue;
@@ -538,90 +524,6 @@ impl Lane {
             incoming.spread = 0;
             self.held += incoming.own_weight();
         }
-    }
-
-    /// Lets go of what waits in memory and is in the journal too, except the first `kept` messages.
-    pub fn page_out(&mut self, kept: usize) {
-        // A page that is on its way goes behind what waits now.
-        if !self.durable || self.loading.is_some() || self.waiting.len() <= kept {
-            return;
-        }
-        let paged = self.waiting.split_off(kept);
-        self.waiting.shrink_to_fit();
-        let Some(from) = paged.front().map(|entry| entry.sequence) else { return };
-        let mut tail = self.tail.unwrap_or(Tail { from, messages: 0, bytes: 0 });
-        tail.from = from;
-        for entry in paged {
-            let size = entry.incoming.message.size();
-            self.waiting_bytes -= size as u64;
-            self.held -= entry.incoming.weight(size);
-            tail.messages += 1;
-            tail.bytes += size as u64;
-        }
-        self.tail = Some(tail);
-    }
-
-    /// The sequence to page in from, when no more than one `page` waits in memory and there is a tail: while that is sent
-    /// the next one is read. The caller asks the store and gives the page to [`Lane::page_in`].
-    pub fn wants_page(&mut self, page: PageLimit) -> Option<u64> {
-        let tail = self.tail?;
-        let is_ahead = self.waiting.len() > page.messages || self.waiting_bytes > page.bytes as u64;
-        if self.loading.is_some() || is_ahead {
-            return None;
-        }
-        self.loading = Some(self.next_sequence);
-        Some(tail.from)
-    }
-
-    /// Appends a page of the tail. `complete` says that nothing followed it on disk when it was read.
-    pub fn page_in(&mut self, messages: Vec<StoredMessage>, complete: bool) {
-        let Some(next_at_request) = self.loading.take() else { return };
-        let Some(mut tail) = self.tail.take() else { return };
-        for stored in messages {
-            let sequence = stored.sequence;
-            if sequence < tail.from {
-                // Given up while the page was being read.
-                continue;
-            }
-            tail.from = sequence + 1;
-            tail.messages = tail.messages.saturating_sub(1);
-            let message = match stored.state {
-                StoredState::Released => {
-                    self.inflight.push_back(Inflight { sequence, state: InflightState::Released });
-                    continue;
-                }
-                StoredState::Queued(message) => message,
-            };
-            let size = message.size() as u64;
-            tail.bytes = tail.bytes.saturating_sub(size);
-            let incoming = Incoming {
-                message,
-                qos: stored.qos,
-                retain: stored.retain,
-                identifiers: stored.identifiers,
-                shared: None,
-                spread: 0,
-            };
-            self.held += incoming.own_weight();
-            if self.maybe_sent > 0 {
-                self.maybe_sent -= 1;
-                self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
-            } else {
-                self.waiting_bytes += size;
-                self.waiting.push_back(Entry { sequence, incoming, committed: None });
-            }
-        }
-        if complete {
-            tail.from = tail.from.max(next_at_request);
-            // What is paged in later was queued by this process; ahead of what waits it would be out of order.
-            self.maybe_sent = 0;
-        }
-        self.tail = (tail.from < self.next_sequence).then_some(tail);
-    }
-
-    /// The page could not be read; [`Lane::wants_page`] asks again.
-    pub fn page_failed(&mut self) {
-        self.loading = None;
     }
 }
 

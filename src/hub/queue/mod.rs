@@ -11,11 +11,12 @@ mod lane;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
-use crate::store::{self, Op, PageLimit, QueueSummary, Receipt, SessionId, StoredMessage};
+use crate::store::{self, Op, PageLimit, QueueSummary, Receipt, SessionId, StoredMessage, Sweep, Swept};
 use crate::topic::SharedFilter;
 use lane::{Identifiers, Lane};
 
@@ -30,6 +31,8 @@ pub struct QueueLimits {
     /// Topic, payload and properties of what waits, in bytes, for each of the two.
     pub max_bytes: u64,
     pub when_full: WhenFull,
+    /// What has waited for longer is given up; `None` is never.
+    pub max_age: Option<Duration>,
     /// How much of a durable queue is kept in memory before the rest stays on disk.
     pub memory_messages: usize,
     pub memory_bytes: usize,
@@ -41,6 +44,7 @@ impl Default for QueueLimits {
             max_messages: 100_000,
             max_bytes: 64 << 20,
             when_full: WhenFull::DropNewest,
+            max_age: None,
             memory_messages: 4096,
             memory_bytes: 4 << 20,
         }
@@ -89,7 +93,7 @@ pub struct Incoming {
     pub qos: QoS,
     pub retain: bool,
     pub identifiers: Option<Arc<[u32]>>,
-    /// The shared subscription that brought it; not journaled.
+    /// The shared subscription that brought it.
     pub shared: Option<Arc<SharedFilter>>,
     /// How many queues hold the message together, as a power of two.
     pub spread: u8,
@@ -97,6 +101,27 @@ pub struct Incoming {
 
 /// A message of a shared subscription whose member's session has ended before it had it.
 pub type Orphan = (Arc<SharedFilter>, Arc<Message>);
+
+/// How old a message may be that is still worth delivering.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Age {
+    pub now: UnixMillis,
+    /// See [`QueueLimits::max_age`].
+    pub max: Option<Duration>,
+}
+
+impl Age {
+    /// Whether a message has expired, by what it says itself or by the queue's limit.
+    fn is_over(self, message: &Message) -> bool {
+        message.is_expired(self.now) || self.max.is_some_and(|max| message.age(self.now) >= max)
+    }
+}
+
+/// When a message expires in a queue with this limit.
+fn expires_at(message: &Message, max_age: Option<Duration>) -> Option<UnixMillis> {
+    let by_age = max_age.map(|max| message.accepted_at.plus(max));
+    [message.expires_at(), by_age].into_iter().flatten().min()
+}
 
 /// What became of a message given to [`Queue::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -373,16 +398,9 @@ impl Queue {
     /// Moves up to `max` of what may be sent now to `into`: what is more urgent first, and of one lane redeliveries
     /// first, then PUBRELs, then QoS 0, then new messages while fewer than `window` are unacknowledged. Returns how many
     /// expired messages were given up.
-    pub fn take(
-        &mut self,
-        into: &mut Vec<Outbound>,
-        max: usize,
-        window: u16,
-        now: UnixMillis,
-        ops: &mut Vec<Op>,
-    ) -> u64 {
+    pub fn take(&mut self, into: &mut Vec<Outbound>, max: usize, window: u16, age: Age, ops: &mut Vec<Op>) -> u64 {
         if let [only] = &mut *self.lanes {
-            return only.take(into, max, window, now, ops);
+            return only.take(into, max, window, age, ops);
         }
         let end = into.len() + max;
         self.lanes.iter_mut().for_each(|lane| lane.take_releases(into, end));
@@ -402,7 +420,7 @@ impl Queue {
                     let others = outstanding - lane.outstanding();
                     let window = u16::try_from(usize::from(window).saturating_sub(others)).unwrap_or(u16::MAX);
                     lane.take_again(into, end, window);
-                    expired += lane.take_new(into, end, window, now, ops);
+                    expired += lane.take_new(into, end, window, age, ops);
                 };
                 let before = into.len();
                 take(turn, if both { before + 1 } else { end }, into);
@@ -421,6 +439,34 @@ impl Queue {
             }
         }
         expired
+    }
+
+    /// Gives up what has expired of what waits in memory; returns how many messages that were.
+    pub fn sweep(&mut self, age: Age, ops: &mut Vec<Op>) -> u64 {
+        self.lanes.iter_mut().map(|lane| lane.sweep(age, ops)).sum()
+    }
+
+    /// What the store should sweep, of a tail that may hold something that has expired; and again, as there may be
+    /// another lane. The caller gives what was found to [`Queue::swept`].
+    pub fn wants_sweep(&mut self, age: Age) -> Option<Sweep> {
+        self.lanes.iter_mut().find_map(|lane| lane.wants_sweep(age))
+    }
+
+    /// Takes note of what a sweep has removed.
+    pub fn swept(&mut self, sweep: Sweep, swept: Swept) {
+        if let Some(lane) = self.lanes.get_mut(usize::from(store::lane(sweep.from))) {
+            lane.swept(sweep, swept);
+        }
+    }
+
+    /// Other limits hold: what expires when is not known any more.
+    pub fn sweep_again(&mut self) {
+        self.lanes.iter_mut().for_each(Lane::sweep_again);
+    }
+
+    /// The first sequence of each part that is on disk only.
+    pub fn tails(&self) -> Vec<u64> {
+        self.lanes.iter().filter_map(Lane::tail_from).collect()
     }
 
     /// The lane that an identifier belongs to.
@@ -460,8 +506,8 @@ impl Queue {
     }
 
     /// Lets go of what waits in memory and is in the journal too, except the first `kept` messages of each lane.
-    pub fn page_out(&mut self, kept: usize) {
-        self.lanes.iter_mut().for_each(|lane| lane.page_out(kept));
+    pub fn page_out(&mut self, kept: usize, limits: &QueueLimits) {
+        self.lanes.iter_mut().for_each(|lane| lane.page_out(kept, limits));
     }
 
     /// The sequence to page in from, when no more than one `page` of a lane waits in memory and it has a tail. The caller

@@ -57,7 +57,8 @@ impl Bench {
 
     fn take_up_to(&mut self, max: usize) -> String {
         let mut taken = Vec::new();
-        self.queue.take(&mut taken, max, self.window, UnixMillis(0), &mut self.ops);
+        let age = Age { now: UnixMillis(0), max: self.limits.max_age };
+        self.queue.take(&mut taken, max, self.window, age, &mut self.ops);
         let spell = |outbound: &Outbound| match outbound {
             Outbound::Release(id) => format!("!{id}"),
             Outbound::Publish(delivery) => {
