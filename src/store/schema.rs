@@ -16,6 +16,9 @@
 //! which are full, and which are freed without being written; what a commit costs beside them is a handful of pages,
 //! which should be small: 4096 is worse everywhere. What reaches the device, in blocks of the file system, has the same
 //! order (100 bytes at 100 in a commit: 2.5 with pages of 1024 against 2.7 with 2048 and 3.4 with 4096).
+//!
+//! With all of the store around it (`examples/store.rs`, at the number of messages in a commit): 20 bytes: 2.9 at 52,
+//! 2.1 at 106, 1.6 at 448; 100 bytes: 2.3 at 54, 2.1 at 101, 1.8 at 410; 1000 bytes: 2.1 at 42, 2.0 at 561.
 
 use rusqlite::{Connection, TransactionBehavior};
 

@@ -200,6 +200,39 @@ fn a_directory_that_cannot_be_used_is_named() {
     assert!(matches!(error, OpenError::Unwritable { .. }), "{error}");
 }
 
+#[test]
+fn a_flipped_byte_costs_one_message_which_is_counted_and_set_aside() {
+    let directory = TempDir::new().unwrap();
+    let store = start(directory.path());
+    let mut ops = vec![put(S), Op::PutRetained(message("r", "retained-payload"), None)];
+    ops.extend((1..=40).map(|sequence| enqueue(S, sequence, message("t", format!("payload-{sequence:04}-end")), None)));
+    keep(&store, ops);
+    store.close();
+    let mut bytes = fs::read(database(&directory)).unwrap();
+    for text in [&b"payload-0017-end"[..], b"retained-payload"] {
+        let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
+        bytes[at + 9] ^= 1;
+    }
+    fs::write(database(&directory), bytes).unwrap();
+
+    let mut opened = open(directory.path());
+    assert_eq!(opened.quarantined, None, "damage in a message does not cost the database");
+    opened.retained(&mut |message| panic!("{message:?} is delivered")).unwrap();
+    let store = opened.run().unwrap();
+    let whole: Vec<u64> = (1..=40).filter(|&sequence| sequence != 17).collect();
+    assert_eq!(sequences(&store, S), whole);
+    assert_eq!(store.0.stats.damaged.load(Ordering::Relaxed), 1);
+    // It is counted once, and what is left can be removed as ever.
+    assert_eq!(sequences(&store, S), whole);
+    assert_eq!(store.0.stats.damaged.load(Ordering::Relaxed), 1);
+    keep(&store, vec![Op::Remove { session: S, first: 1, last: 40 }]);
+    store.close();
+    let findings = inspect::verify(directory.path()).unwrap().findings;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert!(findings[0].contains("table `damaged` holds them"), "{findings:?}");
+    assert_eq!(open(directory.path()).sessions().unwrap()[0].queues[0].messages, 0);
+}
+
 /// A database as version 1 wrote it. Never changes: it stands for those in the field.
 const VERSION_1: &str = "
     PRAGMA page_size = 2048; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;
