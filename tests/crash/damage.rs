@@ -23,7 +23,9 @@ pub fn damage(directory: &Path, random: &mut Random) -> (String, Allows) {
     let (database, log) = (directory.join(DATABASE), directory.join(LOG));
     let mut bytes = fs::read(&database).unwrap();
     let mut log_bytes = fs::read(&log).unwrap_or_default();
-    let (what, allows) = match random.below(6) {
+    // Cut short before, it may hold next to nothing: all is in the log then.
+    let kinds = if bytes.len() < SECTOR { 5..6 } else { 0..6 };
+    let (what, allows) = match kinds.start + random.below(kinds.end - kinds.start) {
         0 => (flip(&mut bytes, 0, random), Allows::WhatIsReported),
         1 => (lose_sector(&mut bytes, random), Allows::WhatIsReported),
         2 => (cut(&mut bytes, random), Allows::WhatIsReported),
