@@ -276,11 +276,13 @@ impl Run<'_> {
         match fault {
             Fault::None => {}
             Fault::KillGateway | Fault::KillUpstream | Fault::KillBoth => {
+                if fault != Fault::KillGateway {
+                    self.keep_counters();
+                }
                 if fault != Fault::KillUpstream {
                     self.gateway.kill();
                 }
                 if fault != Fault::KillGateway {
-                    self.keep_counters();
                     self.upstream.kill();
                 }
                 // Now and then something is down for longer than a connection takes to notice.
