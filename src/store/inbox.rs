@@ -48,6 +48,9 @@ struct Pending {
     requests: Vec<Request>,
     /// When the batch is due; `None` while there is nothing in it.
     due: Option<Instant>,
+    /// When the writer looks here again without being woken; `None` while it waits for that alone. At a healthy uplink
+    /// each message is gone before it is due: to wake the writer for each of them would only make others wait.
+    looks_at: Option<Instant>,
     /// What the writer is busy with or could not write yet, in bytes.
     in_flight: usize,
     end: End,
@@ -206,7 +209,8 @@ impl Inbox {
             if chores_at.is_some_and(|at| at <= now) {
                 return Work::Chores;
             }
-            match [pending.due, chores_at].into_iter().flatten().min() {
+            pending.looks_at = [pending.due, chores_at].into_iter().flatten().min();
+            match pending.looks_at {
                 Some(until) => {
                     self.work.wait_until(&mut pending, until);
                 }
@@ -282,7 +286,7 @@ impl Inbox {
             return false;
         }
         pending.due = Some(at);
-        true
+        pending.looks_at.is_none_or(|looks| looks > at)
     }
 
     fn schedule_limit(&self, pending: &Pending) {
