@@ -379,15 +379,17 @@ impl Lane {
         true
     }
 
-    /// Finds the PUBRECs that have reached the disk since the last look.
+    /// Finds the PUBRECs that have reached the disk since the last look, up to the first that has not: PUBRELs go out in
+    /// the order of their PUBRECs [MQTT-4.6.0-4], and a commit settles its receipts one by one while this looks at them.
     fn collect_releases(&mut self) {
         if self.releasing == 0 {
             return;
         }
         for entry in self.inflight.iter_mut().take(self.resent) {
-            if let InflightState::Releasing(receipt) = &entry.state
-                && receipt.state() != ReceiptState::Pending
-            {
+            if let InflightState::Releasing(receipt) = &entry.state {
+                if receipt.state() == ReceiptState::Pending {
+                    break;
+                }
                 entry.state = InflightState::Released;
                 self.releasing -= 1;
                 self.releases.push_back(self.identifiers.of(entry.sequence));

@@ -143,6 +143,24 @@ fn a_durable_qos_2_message_is_sent_only_once_it_is_on_disk_and_so_is_its_release
     assert!(!bench.queue.complete(id(1), &mut bench.ops));
 }
 
+// MQTT-4.6.0-4: a commit settles its receipts one after the other, and a connection may look in between.
+#[test]
+fn releases_go_out_in_order_although_a_later_one_was_seen_on_disk_first() {
+    let mut bench = Bench::new(true);
+    bench.push("2a");
+    bench.push("2b");
+    bench.commit();
+    assert_eq!(bench.take(), "a#1 b#2");
+    for number in [1, 2] {
+        assert!(bench.queue.receive(id(number), &bench.signal, &mut bench.ops));
+    }
+    let Some(Op::Release { receipt: Some(later), .. }) = bench.ops.pop() else { panic!("no journal entry") };
+    later.satisfy();
+    assert_eq!(bench.take(), "");
+    bench.commit();
+    assert_eq!(bench.take(), "!1 !2");
+}
+
 #[test]
 fn a_message_that_could_not_be_kept_is_not_sent() {
     let mut bench = Bench::new(true);
