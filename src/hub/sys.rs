@@ -45,6 +45,8 @@ impl Figures {
             let retained = hub.0.retained.read();
             (retained.len() as u64, retained.bytes() as u64)
         };
+        // Before the loop, not in it: whoever holds the routes must not publish.
+        let subscriptions = hub.0.routes.read().len() as u64;
         let stored = retained + sessions.iter().map(|session| session.queued_messages).sum::<u64>();
         let stored_bytes = retained_bytes + sessions.iter().map(|session| session.queued_bytes).sum::<u64>();
         let (received, sent) = (count(&counters.received), count(&counters.sent));
@@ -69,7 +71,7 @@ impl Figures {
             ("retained messages/count", retained),
             ("store/messages/bytes", stored_bytes),
             ("store/messages/count", stored),
-            ("subscriptions/count", hub.0.routes.read().len() as u64),
+            ("subscriptions/count", subscriptions),
         ] {
             say(hub, name, number.to_string());
         }
@@ -108,5 +110,40 @@ fn traffic(hub: &Hub) -> [u64; 3] {
 fn say(hub: &Hub, name: &str, value: String) {
     if let Ok(topic) = TopicName::new(&format!("$SYS/broker/{name}")) {
         hub.publish(Message::new(topic, value, QoS::AtMostOnce, hub.clock().now()).retained());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Attach, Settings, SubscribeOptions};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::topic::SharedFilter;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn clients_may_subscribe_while_the_figures_are_published() {
+        let hub = Hub::new(Settings::default(), Clock::start("test"), None).unwrap();
+        let (publishing, subscribing) = (hub.clone(), hub);
+        let (done, both) = mpsc::channel();
+        let also_done = done.clone();
+        thread::spawn(move || {
+            (0..200).for_each(|_| Figures::default().publish(&publishing));
+            done.send(()).unwrap();
+        });
+        thread::spawn(move || {
+            let mut link = subscribing.attach(Attach::internal(Face::Web, "subscriber")).unwrap();
+            for number in 0..2000 {
+                let filter = SharedFilter::split(&format!("a/{}", number % 10)).unwrap();
+                link.subscribe(&filter, SubscribeOptions::new(QoS::AtMostOnce)).unwrap();
+                link.unsubscribe(&filter);
+            }
+            also_done.send(()).unwrap();
+        });
+        for _ in 0..2 {
+            both.recv_timeout(Duration::from_secs(60)).expect("neither waits for the other");
+        }
     }
 }
