@@ -70,9 +70,7 @@ fn plan(rounds: u64, faults: &[Fault]) -> Plan {
         upstream,
         max_size: "2MiB",
         rules: r##"{ filter: "plant/#", qos: 2, provenance: add }"##,
-        // Mosquitto passes QoS 2 on when it is released: after a broken connection that need not be the order in which it
-        // was sent.
-        unordered: if upstream == Peer::Mosquitto { &["two-a", "two-b"] } else { &[] },
+        unordered: &[],
         subscriber_queue: None,
         max_ahead: number("AHEAD", 20_000) as usize,
     }
