@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::sync::futures::OwnedNotified;
-use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, info};
 
 use super::accept::{Accepted, admit};
@@ -44,6 +44,9 @@ const WRITE_BYTES: usize = 64 * 1024;
 const MAX_UNWRITTEN_BYTES: usize = 256 * 1024;
 /// How long the last words may take to be sent, and the peer to close after them.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a 3.x client waits whose message a full queue has refused: it can only be closed on, will connect again and
+/// send the same.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Buffers that the connections of a thread take turns with.
 pub(super) struct Scratch {
@@ -495,6 +498,11 @@ impl Connection {
         }
         if matches!(end, End::Broken(_)) {
             return;
+        }
+        if matches!(&end, End::Protocol(error) if error.reason == ReasonCode::QuotaExceeded)
+            && !self.server.version().is_5()
+        {
+            sleep(REFUSAL_PAUSE).await;
         }
         let says_something = !self.unwritten.is_empty();
         let Self { mut stream, mut unwritten, .. } = self;

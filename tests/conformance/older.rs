@@ -1,5 +1,7 @@
 //! What MQTT 3.1 and 3.1.1 say in their own words, or in bytes that 5.0 has otherwise.
 
+use std::time::{Duration, Instant};
+
 use fieldgate::hub::access::{self, Pattern, Rule, Subject, User, hash_password};
 use fieldgate::hub::{self, QueueLimits, WhenFull};
 
@@ -198,7 +200,7 @@ async fn what_a_client_may_not_publish_is_acknowledged_and_goes_nowhere() {
 }
 
 // 3.1.1 [MQTT-4.8.0-2], [MQTT-3.2.2-6]: it has no words for "not now", so that the connection has to go; the message
-// stays with the client, which sends it again.
+// stays with the client, which sends it again, but not at once.
 #[tokio::test]
 async fn an_error_that_will_pass_ends_the_connection() {
     let mut settings = hub::Settings::default();
@@ -213,9 +215,11 @@ async fn an_error_that_will_pass_ends_the_connection() {
     let mut from = broker.open().await;
     from.send(&connect("from", 4, 0)).await;
     from.expect("20 02 00 00").await;
+    let began = Instant::now();
     from.send(r#"32 06 0001 "a" 0001 "1" 34 06 0001 "a" 0002 "2""#).await;
     from.expect("40 02 0001").await;
     from.expect_close(None).await;
+    assert!(began.elapsed() >= Duration::from_secs(1), "a client that comes back at once is slowed");
     let mut to = broker.open().await;
     to.send(&connect("to", 4, 0)).await;
     to.expect(r#"20 02 01 00 32 06 0001 "a" 0001 "1""#).await;
