@@ -258,7 +258,7 @@ def test_what_the_system_refuses_is_exit_code_2_with_a_remedy(tmp_path):
 
     with running(Gateway(tmp_path / "first")) as first:
         taken = Gateway(tmp_path / "taken", port=first.port)
-        refused(taken, f"127.0.0.1:{first.port}", "another program has it", "listener `local`")
+        refused(taken, f"127.0.0.1:{first.port}", "another program has the address", "listener `local`")
         same = Gateway(tmp_path / "same", store=first.directory / "data")
         refused(same, f"in use by the process {first.process.pid}", "stop it first, or give this gateway another directory")
         first.stop()
