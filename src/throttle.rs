@@ -74,11 +74,23 @@ pub struct Rates {
     buckets: Mutex<HashMap<Network, Bucket>>,
 }
 
-/// Connections that an address may still open at once.
+/// A token bucket: what may still be spent, which grows with time up to a capacity. Who holds many keeps rate and
+/// capacity once for all of them.
 #[derive(Debug)]
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
+pub struct Bucket {
+    /// As of `filled`; below zero where more was spent than there was.
+    pub level: f64,
+    pub filled: Instant,
+}
+
+impl Bucket {
+    /// Adds what has come since the last time; what there is now.
+    pub fn fill(&mut self, now: Instant, per_second: f64, capacity: f64) -> f64 {
+        let gained = now.saturating_duration_since(self.filled).as_secs_f64() * per_second;
+        self.level = (self.level + gained).min(capacity);
+        self.filled = now;
+        self.level
+    }
 }
 
 impl Rates {
@@ -96,13 +108,10 @@ impl Rates {
         if !buckets.contains_key(&network) {
             make_room(&mut buckets, |bucket| bucket.filled);
         }
-        let bucket = buckets.entry(network).or_insert(Bucket { tokens: burst, filled: now });
-        let elapsed = now.saturating_duration_since(bucket.filled).as_secs_f64();
-        bucket.tokens = (bucket.tokens + elapsed * rate).min(burst);
-        bucket.filled = now;
-        let admitted = bucket.tokens >= 1.0;
+        let bucket = buckets.entry(network).or_insert(Bucket { level: burst, filled: now });
+        let admitted = bucket.fill(now, rate, burst) >= 1.0;
         if admitted {
-            bucket.tokens -= 1.0;
+            bucket.level -= 1.0;
         }
         admitted
     }

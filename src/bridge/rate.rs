@@ -6,6 +6,8 @@
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
 
+use crate::throttle::Bucket;
+
 /// The most that is sent in a second. `None` is as much as the line carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MaxRate {
@@ -17,8 +19,8 @@ pub struct MaxRate {
 /// Keeps to a [`MaxRate`].
 #[derive(Debug)]
 pub(super) struct Throttle {
-    messages: Option<Bucket>,
-    bytes: Option<Bucket>,
+    messages: Option<Limit>,
+    bytes: Option<Limit>,
     /// Since when something waits that the line would have taken.
     held_since: Option<Instant>,
 }
@@ -28,18 +30,18 @@ const GUESS_BYTES: f64 = 1024.0;
 
 impl Throttle {
     pub fn new(rate: MaxRate, now: Instant) -> Self {
-        let bucket = |per_second: f64| Bucket { per_second, level: (per_second / 10.0).max(1.0), at: now };
+        let limit = |per_second| Limit::full(per_second, now);
         Self {
-            messages: rate.messages.map(|messages| bucket(f64::from(messages.get()))),
-            bytes: rate.bytes.map(|bytes| bucket(bytes.get() as f64)),
+            messages: rate.messages.map(|messages| limit(f64::from(messages.get()))),
+            bytes: rate.bytes.map(|bytes| limit(bytes.get() as f64)),
             held_since: None,
         }
     }
 
     /// How many messages may go now; as good as none are too many where there is no limit.
     pub fn room(&mut self, now: Instant) -> usize {
-        let messages = self.messages.as_mut().map_or(usize::MAX, |bucket| bucket.level(now) as usize);
-        let bytes = self.bytes.as_mut().map(|bucket| bucket.level(now));
+        let messages = self.messages.as_mut().map_or(usize::MAX, |limit| limit.level(now) as usize);
+        let bytes = self.bytes.as_mut().map(|limit| limit.level(now));
         let by_size =
             bytes.map_or(usize::MAX, |level| if level < 1.0 { 0 } else { (level / GUESS_BYTES).ceil() as usize });
         messages.min(by_size)
@@ -47,8 +49,8 @@ impl Throttle {
 
     /// Takes note of a message that was sent.
     pub fn spend(&mut self, bytes: usize) {
-        for (bucket, spent) in [(&mut self.messages, 1.0), (&mut self.bytes, bytes as f64)] {
-            bucket.iter_mut().for_each(|bucket| bucket.level -= spent);
+        for (limit, spent) in [(&mut self.messages, 1.0), (&mut self.bytes, bytes as f64)] {
+            limit.iter_mut().for_each(|limit| limit.bucket.level -= spent);
         }
     }
 
@@ -61,31 +63,34 @@ impl Throttle {
     /// When there is room for what waits.
     pub fn deadline(&self) -> Option<Instant> {
         self.held_since?;
-        [&self.messages, &self.bytes].into_iter().flatten().map(Bucket::ready_at).max()
+        [&self.messages, &self.bytes].into_iter().flatten().map(Limit::ready_at).max()
     }
 }
 
 #[derive(Debug)]
-struct Bucket {
+struct Limit {
     per_second: f64,
-    /// What may be spent, as of `at`; below zero after a message that was larger.
-    level: f64,
-    at: Instant,
+    bucket: Bucket,
 }
 
-impl Bucket {
+impl Limit {
+    fn full(per_second: f64, now: Instant) -> Self {
+        Self { per_second, bucket: Bucket { level: capacity(per_second), filled: now } }
+    }
+
     fn level(&mut self, now: Instant) -> f64 {
-        let gained = now.saturating_duration_since(self.at).as_secs_f64() * self.per_second;
-        self.level = (self.level + gained).min((self.per_second / 10.0).max(1.0));
-        self.at = now;
-        self.level
+        self.bucket.fill(now, self.per_second, capacity(self.per_second))
     }
 
     fn ready_at(&self) -> Instant {
-        let wait = ((1.0 - self.level) / self.per_second).max(0.0);
+        let wait = ((1.0 - self.bucket.level) / self.per_second).max(0.0);
         // A little late rather than a little early, which would be a turn for nothing.
-        self.at + Duration::from_secs_f64(wait) + Duration::from_micros(100)
+        self.bucket.filled + Duration::from_secs_f64(wait) + Duration::from_micros(100)
     }
+}
+
+fn capacity(per_second: f64) -> f64 {
+    (per_second / 10.0).max(1.0)
 }
 
 #[cfg(test)]
