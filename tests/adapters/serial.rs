@@ -1,80 +1,27 @@
-//! Serial devices end to end, on real ptys: the demo's scale, its cable, and devices that misbehave.
+//! Serial devices, on real ptys: the demo's scale, its cable, and devices that misbehave.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use fieldgate::clock::Clock;
 use fieldgate::demo::scale::Scale;
-use fieldgate::field::mapping::{Mapping, PayloadForm};
 use fieldgate::field::serial::{Adapter, CommandRule, Decode, Request, Settings};
-use fieldgate::field::{Exchange, SerialLine, codec};
-use fieldgate::message::{Message, QoS};
-use fieldgate::observe::{Health, Metrics, Observe};
+use fieldgate::field::{SerialLine, codec};
+use fieldgate::observe::{Health, Metrics};
 use fieldgate::proto::serial::{Framing, ParseRule, PointRule, Template};
-use fieldgate::topic::TopicName;
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_serial::{SerialPort, SerialStream};
 
-/// Far more than anything here takes, for a machine under load.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::{Gateway, PATIENCE, is_state};
 
-/// A running adapter, seen from the hub.
-struct Gateway {
-    clock: Clock,
-    published: mpsc::UnboundedReceiver<Message>,
-    commands: mpsc::Sender<Arc<Message>>,
-    observe: Arc<dyn Observe>,
-    shutdown: watch::Sender<bool>,
-    tasks: JoinSet<()>,
-}
-
-impl Gateway {
-    fn start(settings: Settings) -> Self {
-        let clock = Clock::start("boot");
-        let (publish, published) = mpsc::unbounded_channel();
-        let (commands, inbox) = mpsc::channel(8);
-        let mapping = Mapping::new(clock.clone(), PayloadForm::Json);
-        let exchange = Exchange::new(mapping, move |message| drop(publish.send(message)), inbox);
+fn start(settings: Settings) -> Gateway {
+    Gateway::start(|exchange, stopped| {
         let adapter = Adapter::bind(settings, exchange).unwrap();
-        let observe = adapter.observe();
-        let (shutdown, stopped) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(adapter.run(stopped));
-        Self { clock, published, commands, observe, shutdown, tasks }
-    }
-
-    /// Waits for a message on `topic` whose payload satisfies `wanted`, and returns it.
-    async fn expect(&mut self, topic: &str, wanted: impl Fn(&Json) -> bool) -> Json {
-        let mut seen = Vec::new();
-        let search = async {
-            loop {
-                let message = self.published.recv().await.expect("the adapter runs");
-                let json: Json = serde_json::from_slice(&message.payload).unwrap();
-                if message.topic.as_str() == topic && wanted(&json) {
-                    return json;
-                }
-                seen.push(format!("{} {json}", message.topic));
-            }
-        };
-        let found = timeout(PATIENCE, search).await;
-        found.unwrap_or_else(|_| panic!("nothing wanted on {topic}; seen:\n{}", seen.join("\n")))
-    }
-
-    async fn command(&self, topic: &str, payload: &str) {
-        let topic = TopicName::new(topic).unwrap();
-        let message = Message::new(topic, payload.to_owned(), QoS::AtLeastOnce, self.clock.now());
-        self.commands.send(Arc::new(message)).await.unwrap();
-    }
-
-    async fn stop(mut self) {
-        self.shutdown.send_replace(true);
-        timeout(PATIENCE, self.tasks.join_next()).await.expect("the adapter stops when told").unwrap().unwrap();
-    }
+        (adapter.observe(), adapter.run(stopped))
+    })
 }
 
 fn settings(path: &Path, decode: Decode) -> Settings {
@@ -100,10 +47,6 @@ fn demo_scale_codec() -> Decode {
     Decode::Codec(codec::Settings { limits, ..codec::Settings::new(path) })
 }
 
-fn is_state(state: &'static str) -> impl Fn(&Json) -> bool {
-    move |json| json["state"] == state
-}
-
 /// A pty: the device's end, the gateway's end held open, and its path.
 fn pty() -> (SerialStream, SerialStream, PathBuf) {
     let (near, far) = SerialStream::pair().unwrap();
@@ -117,7 +60,7 @@ async fn the_demo_scale_is_read_and_tared_through_its_codec() {
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tasks.spawn(scale.run(stopped));
-    let mut gateway = Gateway::start(settings(&path, demo_scale_codec()));
+    let mut gateway = start(settings(&path, demo_scale_codec()));
     gateway.expect("devices/scale/state", is_state("good")).await;
     let weight = gateway.expect("devices/scale/weight", |json| json["quality"] == "good").await;
     assert_eq!(weight["unit"], "kg");
@@ -144,7 +87,7 @@ async fn a_port_that_goes_away_and_comes_back_is_used_again() {
     let mut tasks = JoinSet::new();
     tasks.spawn(scale.run(stopped));
     let pattern = r"^(?<stability>ST|US),GS,(?<weight>[+-][\d.]+)kg$".to_owned();
-    let mut gateway = Gateway::start(settings(&path, Decode::Parse(ParseRule::Regex { pattern, points: Vec::new() })));
+    let mut gateway = start(settings(&path, Decode::Parse(ParseRule::Regex { pattern, points: Vec::new() })));
     for _ in 0..3 {
         gateway.expect("devices/scale/weight", |json| json["quality"] == "good").await;
         cable.unplug();
@@ -167,7 +110,7 @@ async fn a_port_that_goes_away_and_comes_back_is_used_again() {
 async fn a_port_that_is_not_there_at_the_start_is_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("port");
-    let mut gateway = Gateway::start(settings(&path, number("value")));
+    let mut gateway = start(settings(&path, number("value")));
     let state = gateway.expect("devices/scale/state", is_state("down")).await;
     assert!(state["reason"].as_str().unwrap().contains("port"), "{state}");
     let (mut near, _far, real) = pty();
@@ -193,7 +136,7 @@ async fn commands_are_written_as_their_template_says() {
         CommandRule { point: "target".into(), template: template("T{value:.1}\r\n") },
         CommandRule { point: "label".into(), template: template("L{value}\r\n") },
     ];
-    let mut gateway = Gateway::start(Settings { commands, ..settings(&path, number("value")) });
+    let mut gateway = start(Settings { commands, ..settings(&path, number("value")) });
     gateway.command("devices/scale/target/set", "21").await;
     let mut read = [0; 7];
     timeout(PATIENCE, near.read_exact(&mut read)).await.unwrap().unwrap();
@@ -215,10 +158,8 @@ async fn commands_are_written_as_their_template_says() {
 #[tokio::test]
 async fn frames_that_cannot_be_read_are_counted_and_the_last_one_is_shown() {
     let (mut near, _far, path) = pty();
-    let mut gateway = Gateway::start(settings(&path, number("value")));
-    while gateway.observe.statuses()[0].health != Health::Good {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let mut gateway = start(settings(&path, number("value")));
+    gateway.expect_good().await;
     near.write_all(b"1\r\nE1\r\n").await.unwrap();
     gateway.expect("devices/scale/value", |json| json["value"] == 1.0).await;
     near.write_all(b"2\r\nE2\r\nE3\r\n").await.unwrap();
@@ -252,7 +193,7 @@ async fn a_device_that_speaks_when_asked_is_asked_and_missed() {
     let (mut near, _far, path) = pty();
     let ms = Duration::from_millis;
     let request = Request { bytes: b"?\r".to_vec(), interval: ms(20), timeout: ms(50) };
-    let mut gateway = Gateway::start(Settings { request: Some(request), ..settings(&path, number("value")) });
+    let mut gateway = start(Settings { request: Some(request), ..settings(&path, number("value")) });
     let mut read = [0; 2];
     for answer in ["7\n", "8\n"] {
         timeout(PATIENCE, near.read_exact(&mut read)).await.unwrap().unwrap();
@@ -272,7 +213,7 @@ async fn a_device_that_speaks_when_asked_is_asked_and_missed() {
 async fn a_device_that_falls_silent_is_down() {
     let (mut near, _far, path) = pty();
     let silent_after = Some(Duration::from_millis(300));
-    let mut gateway = Gateway::start(Settings { silent_after, ..settings(&path, number("value")) });
+    let mut gateway = start(Settings { silent_after, ..settings(&path, number("value")) });
     gateway.expect("devices/scale/state", is_state("down")).await;
     near.write_all(b"5\n").await.unwrap();
     gateway.expect("devices/scale/state", is_state("good")).await;
@@ -284,10 +225,8 @@ async fn a_device_that_falls_silent_is_down() {
 #[tokio::test]
 async fn a_port_has_one_owner() {
     let (_near, _far, path) = pty();
-    let gateway = Gateway::start(settings(&path, number("value")));
-    while gateway.observe.statuses()[0].health != Health::Good {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let gateway = start(settings(&path, number("value")));
+    gateway.expect_good().await;
     let error = SerialLine::new(&path, 9600).open().unwrap_err();
     assert!(error.to_string().contains("another program holds it"), "{error}");
     gateway.stop().await;
@@ -302,10 +241,8 @@ async fn an_adapter_stops_though_its_codec_takes_its_time_over_many_frames() {
     let limits = codec::Limits { time: Duration::from_millis(200), ..codec::Limits::default() };
     let decode = Decode::Codec(codec::Settings { limits, ..codec::Settings::new(path) });
     let (mut near, _far, port) = pty();
-    let mut gateway = Gateway::start(settings(&port, decode));
-    while gateway.observe.statuses()[0].health != Health::Good {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let mut gateway = start(settings(&port, decode));
+    gateway.expect_good().await;
     // Two hundred frames of 200 ms each.
     near.write_all(&b"x\n".repeat(200)).await.unwrap();
     gateway.expect("devices/scale/state", is_state("degraded")).await;
@@ -323,11 +260,8 @@ async fn a_codec_that_loops_costs_its_frame_and_nothing_else() {
     std::fs::write(&path, source).unwrap();
     let limits = codec::Limits { time: Duration::from_millis(500), ..codec::Limits::default() };
     let (mut near, _far, port) = pty();
-    let mut gateway =
-        Gateway::start(settings(&port, Decode::Codec(codec::Settings { limits, ..codec::Settings::new(path) })));
-    while gateway.observe.statuses()[0].health != Health::Good {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let mut gateway = start(settings(&port, Decode::Codec(codec::Settings { limits, ..codec::Settings::new(path) })));
+    gateway.expect_good().await;
     near.write_all(b"A\nL\n").await.unwrap();
     gateway.expect("devices/scale/first", |json| json["value"] == 65).await;
     let state = gateway.expect("devices/scale/state", is_state("degraded")).await;

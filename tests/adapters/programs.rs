@@ -1,122 +1,37 @@
-//! Adapter programs end to end, as real child processes: what they publish, how they are commanded, how they end.
+//! Adapter programs, as real child processes: what they publish, how they are commanded, how they end.
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use fieldgate::clock::Clock;
-use fieldgate::field::Exchange;
-use fieldgate::field::mapping::{Mapping, PayloadForm};
 use fieldgate::field::process::{Adapter, Settings};
-use fieldgate::message::{Message, QoS};
-use fieldgate::observe::{Health, Metrics, Observe};
-use fieldgate::topic::TopicName;
+use fieldgate::observe::Health;
 use serde_json::{Value as Json, json};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
-/// Far more than anything here takes, for a machine under load.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::{Gateway, PATIENCE, is_state};
 
-/// An adapter program under care, seen from the hub.
-struct Gateway {
-    clock: Clock,
-    published: mpsc::UnboundedReceiver<Message>,
-    commands: mpsc::Sender<Arc<Message>>,
-    observe: Arc<dyn Observe>,
-    shutdown: watch::Sender<bool>,
-    tasks: JoinSet<()>,
-    /// Holds the program and what it writes.
-    directory: tempfile::TempDir,
-}
-
-impl Gateway {
-    /// Runs a shell script that has greeted already, unless `script` begins with `#!`.
-    fn start(script: &str, change: impl FnOnce(&mut Settings)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("program");
-        let greeting = r#"#!/bin/sh
+/// Runs a shell script that has greeted already, unless `script` begins with `#!`, in a directory of its own.
+fn start(script: &str, change: impl FnOnce(&mut Settings)) -> (Gateway, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("program");
+    let greeting = r#"#!/bin/sh
 read -r hello
 echo '{"type":"hello","version":1}'
 "#;
-        let whole = if script.starts_with("#!") { script.to_owned() } else { format!("{greeting}{script}\n") };
-        fs::write(&path, whole).unwrap();
-        // Run by the shell rather than executed: a file that was just written may still be open in the child that
-        // another test is forking, and Linux refuses to execute such a file.
-        let mut settings = Settings::new("prog", vec!["/bin/sh".into(), path.into()]);
-        settings.directory = Some(directory.path().to_owned());
-        change(&mut settings);
-        let clock = Clock::start("boot");
-        let (publish, published) = mpsc::unbounded_channel();
-        let (commands, inbox) = mpsc::channel(8);
-        let mapping = Mapping::new(clock.clone(), PayloadForm::Json);
-        let exchange = Exchange::new(mapping, move |message| drop(publish.send(message)), inbox);
+    let whole = if script.starts_with("#!") { script.to_owned() } else { format!("{greeting}{script}\n") };
+    fs::write(&path, whole).unwrap();
+    // Run by the shell rather than executed: a file that was just written may still be open in the child that
+    // another test is forking, and Linux refuses to execute such a file.
+    let mut settings = Settings::new("prog", vec!["/bin/sh".into(), path.into()]);
+    settings.directory = Some(directory.path().to_owned());
+    change(&mut settings);
+    let gateway = Gateway::start(|exchange, stopped| {
         let adapter = Adapter::bind(settings, exchange).unwrap();
-        let observe = adapter.observe();
-        let (shutdown, stopped) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(adapter.run(stopped));
-        Self { clock, published, commands, observe, shutdown, tasks, directory }
-    }
-
-    /// Waits for a message on `topic` whose payload satisfies `wanted`, and returns it.
-    async fn expect(&mut self, topic: &str, wanted: impl Fn(&Json) -> bool) -> Json {
-        let mut seen = Vec::new();
-        let search = async {
-            loop {
-                let message = self.published.recv().await.expect("the adapter runs");
-                let json: Json = serde_json::from_slice(&message.payload).unwrap();
-                if message.topic.as_str() == topic && wanted(&json) {
-                    return json;
-                }
-                seen.push(format!("{} {json}", message.topic));
-            }
-        };
-        let found = timeout(PATIENCE, search).await;
-        found.unwrap_or_else(|_| panic!("nothing wanted on {topic}; seen:\n{}", seen.join("\n")))
-    }
-
-    /// Waits until the adapter's own status satisfies `wanted`, and returns its health and reason.
-    async fn expect_status(&self, wanted: impl Fn(Health, &str) -> bool) -> String {
-        let search = async {
-            loop {
-                let status = self.observe.statuses().remove(0);
-                let reason = status.reason.unwrap_or_default();
-                if wanted(status.health, &reason) {
-                    return reason;
-                }
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let found = timeout(PATIENCE, search).await;
-        found.unwrap_or_else(|_| panic!("the status stays {:?}", self.observe.statuses()))
-    }
-
-    async fn command(&self, topic: &str, payload: &str) {
-        let topic = TopicName::new(topic).unwrap();
-        let message = Message::new(topic, payload.to_owned(), QoS::AtLeastOnce, self.clock.now());
-        self.commands.send(Arc::new(message)).await.unwrap();
-    }
-
-    fn metric(&self, name: &str) -> f64 {
-        let mut metrics = Metrics::default();
-        self.observe.collect(&mut metrics);
-        let text = metrics.render();
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {text}"));
-        line.rsplit_once(' ').unwrap().1.parse().unwrap()
-    }
-
-    async fn stop(mut self) -> tempfile::TempDir {
-        self.shutdown.send_replace(true);
-        timeout(PATIENCE, self.tasks.join_next()).await.expect("the adapter stops when told").unwrap().unwrap();
-        self.directory
-    }
-}
-
-fn is_state(state: &'static str) -> impl Fn(&Json) -> bool {
-    move |json| json["state"] == state
+        (adapter.observe(), adapter.run(stopped))
+    });
+    (gateway, directory)
 }
 
 /// Whether a process runs; one that ended and was not yet reaped by its parent does not.
@@ -137,7 +52,7 @@ echo '{"type":"reading","device":"b","point":"s","value":null,"quality":"bad","r
 echo '{"type":"health","device":"b","state":"degraded","reason":"one wire is broken"}'
 echo "$SECRET$GIVEN" > environment
 cat > /dev/null"#;
-    let mut gateway = Gateway::start(script, |settings| {
+    let (mut gateway, directory) = start(script, |settings| {
         settings.devices = vec!["a".into(), "b".into()];
         settings.settings = json!({ "path": "/" });
         settings.environment = vec![("GIVEN".into(), "given".into())];
@@ -152,8 +67,8 @@ cat > /dev/null"#;
     assert_eq!((&reading["quality"], &reading["reason"]), (&json!("bad"), &json!("broken wire")));
     let state = gateway.expect("devices/b/state", is_state("degraded")).await;
     assert_eq!(state["reason"], "one wire is broken");
-    gateway.expect_status(|health, _| health == Health::Good).await;
-    let directory = gateway.stop().await;
+    gateway.expect_good().await;
+    gateway.stop().await;
     let hello: Json = serde_json::from_str(&fs::read_to_string(directory.path().join("hello")).unwrap()).unwrap();
     let expected = json!({
         "type": "hello", "version": 1, "name": "prog", "devices": ["a", "b"], "settings": { "path": "/" }
@@ -172,8 +87,8 @@ read -r command
 echo '{"type":"result","id":2,"ok":false,"error":"too warm"}'
 read -r command
 exit 3"#;
-    let mut gateway = Gateway::start(script, |_| ());
-    gateway.expect_status(|health, _| health == Health::Good).await;
+    let (mut gateway, directory) = start(script, |_| ());
+    gateway.expect_good().await;
     gateway.command("devices/prog/target/set", "21.5").await;
     let answer = gateway.expect("devices/prog/target/set/result", |_| true).await;
     assert_eq!(answer, json!({ "ok": true, "value": 22 }));
@@ -188,7 +103,7 @@ exit 3"#;
     assert_eq!(answer["ok"], false, "{answer}");
     assert_eq!(gateway.metric("fieldgate_program_commands_total"), 4.0);
     assert_eq!(gateway.metric("fieldgate_program_failed_commands_total"), 3.0);
-    let directory = gateway.stop().await;
+    gateway.stop().await;
     let command: Json = serde_json::from_str(&fs::read_to_string(directory.path().join("command")).unwrap()).unwrap();
     let expected = json!({ "type": "command", "id": 1, "device": "prog", "point": "target", "value": 21.5 });
     assert_eq!(command, expected);
@@ -200,7 +115,7 @@ async fn a_program_that_crashes_is_started_again_and_its_values_are_stale_until_
 echo '{"type":"reading","point":"n","value":1}'
 echo 'out of luck' >&2
 kill -9 $$"#;
-    let mut gateway = Gateway::start(script, |_| ());
+    let (mut gateway, _directory) = start(script, |_| ());
     for _ in 0..2 {
         gateway.expect("devices/prog/n", |json| json["quality"] == "good").await;
         let state = gateway.expect("devices/prog/state", is_state("down")).await;
@@ -216,32 +131,32 @@ kill -9 $$"#;
 
 #[tokio::test]
 async fn a_program_that_refuses_its_settings_is_not_started_again() {
-    let gateway = Gateway::start("echo starts >> starts; echo 'no such sensor' >&2; exit 78", |_| ());
+    let (gateway, directory) = start("echo starts >> starts; echo 'no such sensor' >&2; exit 78", |_| ());
     let reason = gateway.expect_status(|health, _| health == Health::Down).await;
     assert!(reason.contains("exit code 78") && reason.contains("no such sensor"), "{reason}");
     // Longer than the wait before a first restart.
     sleep(Duration::from_millis(1500)).await;
     assert_eq!(gateway.metric("fieldgate_program_starts_total"), 1.0);
-    let directory = gateway.stop().await;
+    gateway.stop().await;
     assert_eq!(fs::read_to_string(directory.path().join("starts")).unwrap(), "starts\n");
 }
 
 #[tokio::test]
 async fn a_program_that_is_done_is_run_again_at_its_interval_and_its_device_stays_good() {
     let script = r#"echo '{"type":"reading","point":"n","value":1}'"#;
-    let mut gateway = Gateway::start(script, |settings| settings.rerun_interval = Duration::from_millis(50));
+    let (mut gateway, _directory) = start(script, |settings| settings.rerun_interval = Duration::from_millis(50));
     for _ in 0..3 {
         let reading = gateway.expect("devices/prog/n", |_| true).await;
         assert_eq!(reading["quality"], "good");
     }
-    gateway.expect_status(|health, _| health == Health::Good).await;
+    gateway.expect_good().await;
     gateway.stop().await;
 }
 
 #[tokio::test]
 async fn a_program_that_cannot_run_or_does_not_keep_to_the_protocol_says_so() {
     let check = async |script: &str, program: Option<&str>, expected: &str| {
-        let gateway = Gateway::start(script, |settings| {
+        let (gateway, _directory) = start(script, |settings| {
             if let Some(program) = program {
                 settings.command = vec![program.into()];
             }
@@ -264,7 +179,7 @@ head -c 100000 /dev/zero | tr '\0' x; echo
 echo '{"type":"future"}'
 echo '{"type":"reading","point":"state","value":2}'
 cat > /dev/null"#;
-    let mut gateway = Gateway::start(script, |_| ());
+    let (mut gateway, _directory) = start(script, |_| ());
     gateway.expect("devices/prog/state_", |json| json["value"] == 2).await;
     assert_eq!(gateway.metric("fieldgate_program_ignored_lines_total"), 3.0);
     assert_eq!(gateway.metric("fieldgate_program_readings_total"), 1.0);
@@ -276,7 +191,7 @@ async fn a_flood_is_slowed_down_and_nothing_of_it_is_lost() {
     let script = r#"
 i=0; while [ $i -lt 4000 ]; do i=$((i + 1)); echo "{\"type\":\"reading\",\"point\":\"n\",\"value\":$i}"; done
 cat > /dev/null"#;
-    let mut gateway = Gateway::start(script, |_| ());
+    let (mut gateway, _directory) = start(script, |_| ());
     let begun = std::time::Instant::now();
     let mut next = 1;
     while next <= 4000 {
@@ -298,7 +213,7 @@ async fn a_flood_without_line_breaks_is_slowed_down_too() {
 head -c 4000000 /dev/zero | tr '\0' x >&2
 echo '{"type":"reading","point":"n","value":1}'
 cat > /dev/null"#;
-    let mut gateway = Gateway::start(script, |_| ());
+    let (mut gateway, _directory) = start(script, |_| ());
     let begun = std::time::Instant::now();
     gateway.expect("devices/prog/n", |_| true).await;
     assert!(begun.elapsed() > Duration::from_millis(1000), "1900 KiB above the burst take time");
@@ -309,7 +224,7 @@ cat > /dev/null"#;
 #[tokio::test]
 async fn a_program_that_says_nothing_is_started_again() {
     let script = "echo x >> starts; exec sleep 1000";
-    let gateway = Gateway::start(script, |settings| settings.silent_after = Some(Duration::from_millis(100)));
+    let (gateway, _directory) = start(script, |settings| settings.silent_after = Some(Duration::from_millis(100)));
     let reason = gateway.expect_status(|health, _| health == Health::Down).await;
     assert!(reason.contains("said nothing"), "{reason}");
     timeout(PATIENCE, async {
@@ -329,8 +244,8 @@ trap '' TERM INT HUP
 sleep 1000 & echo $! > child; echo $$ > self
 echo '{"type":"log","message":"ready"}'
 while :; do sleep 1000; done"#;
-    let gateway = Gateway::start(script, |_| ());
-    let pids: Vec<PathBuf> = ["child", "self"].iter().map(|name| gateway.directory.path().join(name)).collect();
+    let (gateway, directory) = start(script, |_| ());
+    let pids: Vec<PathBuf> = ["child", "self"].iter().map(|name| directory.path().join(name)).collect();
     timeout(PATIENCE, async {
         while pids.iter().any(|path| fs::read_to_string(path).is_ok_and(|pid| pid.is_empty()) || !path.exists()) {
             sleep(Duration::from_millis(10)).await;
@@ -341,7 +256,7 @@ while :; do sleep 1000; done"#;
     let pids: Vec<String> = pids.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     assert!(pids.iter().all(|pid| is_running(pid)));
     let begun = std::time::Instant::now();
-    let _directory = gateway.stop().await;
+    gateway.stop().await;
     assert!(begun.elapsed() < Duration::from_secs(5));
     timeout(PATIENCE, async {
         while pids.iter().any(|pid| is_running(pid)) {
@@ -354,8 +269,8 @@ while :; do sleep 1000; done"#;
 
 #[tokio::test]
 async fn a_program_ends_when_its_stdin_does() {
-    let gateway = Gateway::start("cat > /dev/null; echo ended > ended", |_| ());
-    gateway.expect_status(|health, _| health == Health::Good).await;
-    let directory = gateway.stop().await;
+    let (gateway, directory) = start("cat > /dev/null; echo ended > ended", |_| ());
+    gateway.expect_good().await;
+    gateway.stop().await;
     assert_eq!(fs::read_to_string(directory.path().join("ended")).unwrap(), "ended\n");
 }
