@@ -12,7 +12,7 @@
 //! | `rate` `drain` | how fast to send, and when a backlog will be gone; pure |
 //! | `sas` `words` `marks` | Azure's passwords, what refusals mean, what is written on messages; pure |
 //! | `uplink` | the task: connect, stream, wait, again |
-//! | `dial` `proxy` `handshake` `stream` `inbound` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
+//! | `dial` `proxy` `handshake` `stream` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` | what people and scrapes see |
 //!
 //! Deliberately absent: mapping of response topics (a reply goes where the request says, on this side), and more than
@@ -23,7 +23,6 @@ mod condition;
 mod dial;
 mod drain;
 mod handshake;
-mod inbound;
 mod marks;
 pub mod proxy;
 pub mod rate;

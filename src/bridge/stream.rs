@@ -1,8 +1,11 @@
 //! One connection to an upstream, once it is accepted: messages out and in, acknowledgements both ways, in batches.
 //!
 //! Outbound packets are encoded into one buffer while another is being written; acknowledgements are read meanwhile.
-//! What the upstream's limits forbid is sent as they allow, or given up with a reason; nothing blocks what is behind it.
 //! MQTT 5.0 §4.3 (QoS), §4.4 (redelivery), §4.9 (flow control).
+
+mod inbound;
+mod outbound;
+mod window;
 
 use std::collections::VecDeque;
 use std::io::{self, Cursor};
@@ -13,35 +16,29 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep_until, timeout};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, warn};
 
 use super::Stop;
 use super::condition::{DropReason, Shared};
 use super::dial::Transport;
-use super::drain::{Drain, Note};
+use super::drain::Drain;
 use super::handshake::Greeted;
-use super::inbound::{Inbound, Reply};
 use super::marks;
 use super::rate::Throttle;
-use super::rules::{Provenance, Retain, Unmapped};
 use super::settings::Checked;
 use super::words::{self, Who};
-use crate::clock::UnixMillis;
-use crate::hub::{Delivery, Link, Outbound, Pressure};
+use crate::hub::{Link, Outbound, Pressure};
 use crate::message::{Properties, QoS};
 use crate::proto::mqtt::client::Client;
 use crate::proto::mqtt::{
-    AckKind, AckState, EncodeError, PacketId, ProtocolError, PublishHead, RetainHandling, Subscription,
-    SubscriptionOptions,
+    AckKind, AckState, PacketId, ProtocolError, PublishHead, RetainHandling, Subscription, SubscriptionOptions,
 };
 use crate::store::{Receipt, ReceiptState};
+use inbound::{Inbound, Reply};
+use window::Window;
 
 /// How many bytes may be encoded ahead of the one buffer that is being written.
 const ENCODE_AHEAD_BYTES: usize = 256 * 1024;
-/// How many messages are taken from the session under one lock.
-const TAKE_MESSAGES: usize = 256;
-/// How many messages are sent on a new connection before the first acknowledgement.
-const FIRST_WINDOW: usize = 32;
 /// Room made for one read.
 const READ_BYTES: usize = 32 * 1024;
 /// How long the upstream may leave bytes unread, or messages unacknowledged, before the connection is given up.
@@ -81,7 +78,7 @@ pub(super) struct Stream<'a> {
     is_new: bool,
     /// SUBSCRIBEs that wait for their answer. Nothing is published before: packet identifiers are shared with them.
     requests: Vec<(PacketId, Vec<String>)>,
-    progress: Progress,
+    window: Window,
     /// How long nothing may cross; `None` for ever.
     pub idle_timeout: Option<Duration>,
     throttle: Throttle,
@@ -92,45 +89,6 @@ pub(super) struct Stream<'a> {
     topic: String,
     /// The properties of a message that had none and is given none but that it crosses its first bridge: most of them.
     first_crossing: Properties,
-}
-
-/// What was sent and what came back for it.
-///
-/// The window opens as acknowledgements come: a line that keeps breaking before a whole window is through would
-/// otherwise carry the same messages for ever and never an acknowledgement.
-pub(super) struct Progress {
-    /// Packets of QoS 1 and 2 that wait for their next acknowledgement.
-    unacknowledged: usize,
-    /// How many may wait.
-    window: usize,
-    acknowledged_at: Instant,
-    /// When a message or an acknowledgement last crossed, either way.
-    pub crossed_at: Instant,
-}
-
-impl Progress {
-    fn new(now: Instant) -> Self {
-        Self { unacknowledged: 0, window: FIRST_WINDOW, acknowledged_at: now, crossed_at: now }
-    }
-
-    fn sent(&mut self, now: Instant) {
-        if self.unacknowledged == 0 {
-            self.acknowledged_at = now;
-        }
-        self.unacknowledged += 1;
-    }
-
-    pub fn acknowledged(&mut self, now: Instant) {
-        self.acknowledged_at = now;
-        self.crossed_at = now;
-        self.unacknowledged = self.unacknowledged.saturating_sub(1);
-        self.window = (self.window + 1).min(usize::from(u16::MAX));
-    }
-
-    /// How many more may be sent.
-    fn room(&self) -> usize {
-        self.window.saturating_sub(self.unacknowledged)
-    }
 }
 
 /// Bytes to write, and what follows once they are written.
@@ -165,7 +123,7 @@ impl<'a> Stream<'a> {
             unflushed: false,
             is_new: !greeted.session_present,
             requests: Vec::new(),
-            progress: Progress::new(now),
+            window: Window::new(now),
             idle_timeout: None,
             throttle: Throttle::new(rules.max_rate, now),
             drain: Drain::new(now),
@@ -305,8 +263,8 @@ impl<'a> Stream<'a> {
         // Far enough that nobody waits for it.
         let never = now() + Duration::from_secs(3600);
         let stalled = self.writing.bytes.has_remaining().then(|| written_at + STALL);
-        let unanswered = (self.progress.unacknowledged > 0).then(|| self.progress.acknowledged_at + STALL);
-        let idle = self.idle_timeout.map(|timeout| self.progress.crossed_at + timeout);
+        let unanswered = (self.window.unacknowledged > 0).then(|| self.window.acknowledged_at + STALL);
+        let idle = self.idle_timeout.map(|timeout| self.window.crossed_at + timeout);
         let rest = [idle, self.throttle.deadline(), self.drain.deadline()];
         [self.client.deadline(), stalled, unanswered].into_iter().chain(rest).flatten().min().unwrap_or(never)
     }
@@ -316,18 +274,18 @@ impl<'a> Stream<'a> {
         if self.writing.bytes.has_remaining() && now >= written_at + STALL {
             return Err(End::Lost(format!("the upstream has not read anything for {STALL:?}; the connection is dead")));
         }
-        let Progress { unacknowledged, acknowledged_at, .. } = self.progress;
+        let Window { unacknowledged, acknowledged_at, .. } = self.window;
         if unacknowledged > 0 && now >= acknowledged_at + STALL {
             return Err(End::Lost(format!(
                 "the upstream has not acknowledged anything for {STALL:?} although {unacknowledged} messages wait \
                  for it"
             )));
         }
-        if self.idle_timeout.is_some_and(|timeout| now >= self.progress.crossed_at + timeout) {
+        if self.idle_timeout.is_some_and(|timeout| now >= self.window.crossed_at + timeout) {
             if unacknowledged == 0 && self.shared.queued().0 == 0 {
                 return Err(End::Idle);
             }
-            self.progress.crossed_at = now;
+            self.window.crossed_at = now;
         }
         self.client.check_deadline(now, self.encoded.bytes.get_mut()).map_err(|error| End::Lost(error.to_string()))
     }
@@ -350,7 +308,7 @@ impl<'a> Stream<'a> {
                             who: self.who,
                             link: &mut self.link,
                             requests: &mut self.requests,
-                            progress: &mut self.progress,
+                            window: &mut self.window,
                             told: &mut self.told,
                             topic: &mut self.topic,
                         };
@@ -395,168 +353,6 @@ impl<'a> Stream<'a> {
         };
         let flushed = self.client.flush_acks(state, failed, self.encoded.bytes.get_mut());
         flushed.map_err(|error| self.broken(error, now()))
-    }
-
-    /// Encodes what the session may send, as far ahead as is useful.
-    fn fill(&mut self, now: Instant) {
-        if !self.requests.is_empty() {
-            return;
-        }
-        let held = self.encode_ahead(now);
-        let nanos = self.throttle.hold(held, now).as_nanos();
-        self.shared.counters.held_back_nanos.fetch_add(u64::try_from(nanos).unwrap_or(0), Ordering::Relaxed);
-    }
-
-    /// Tells whether `max_rate` holds something back.
-    fn encode_ahead(&mut self, now: Instant) -> bool {
-        let wall = self.shared.hub.clock().now();
-        while self.encoded.bytes.get_ref().len() < ENCODE_AHEAD_BYTES {
-            let allowed = self.throttle.room(now);
-            match self.taken.front() {
-                Some(Outbound::Publish(_)) if allowed == 0 => return true,
-                Some(_) => {}
-                None => {
-                    let room = self.progress.room();
-                    let mut taken = Vec::from(std::mem::take(&mut self.taken));
-                    // No more than may go at once: what is taken has its place in line.
-                    self.link.take(&mut taken, TAKE_MESSAGES.min(room).min(allowed));
-                    self.taken = taken.into();
-                    if self.taken.is_empty() {
-                        return allowed == 0 && room > 0 && !self.link.is_idle();
-                    }
-                    continue;
-                }
-            }
-            match self.taken.pop_front() {
-                None => {}
-                Some(Outbound::Release(packet_id)) => {
-                    self.progress.sent(now);
-                    self.client.release(packet_id, now, self.encoded.bytes.get_mut());
-                }
-                Some(Outbound::Publish(delivery)) => {
-                    let before = self.encoded.bytes.get_ref().len();
-                    match self.send(&delivery, now, wall) {
-                        Ok(()) => self.throttle.spend(self.encoded.bytes.get_ref().len() - before),
-                        Err(reason) => self.give_up(&delivery, reason),
-                    }
-                }
-            }
-        }
-        false
-    }
-
-    /// Watches how the backlog goes, and tells of it.
-    fn look_at_backlog(&mut self, now: Instant) {
-        if !self.drain.is_due(now) {
-            return;
-        }
-        let sent = self.shared.counters.sent.load(Ordering::Relaxed);
-        let note = self.drain.look(now, self.link.backlog(), sent);
-        self.shared.condition.lock().progress = self.drain.progress();
-        let upstream = &self.shared.name;
-        match note {
-            None => {}
-            Some(Note::Begins { messages }) => info!(upstream, messages, "a backlog begins to drain"),
-            Some(Note::Lasts(progress)) => {
-                let super::Progress { messages, rate, seconds_left } = progress;
-                info!(upstream, messages, rate = rate.round(), seconds_left, "the backlog drains");
-            }
-            Some(Note::Gone { sent, took }) => {
-                let rate = (sent as f64 / took.as_secs_f64().max(0.001)).round();
-                info!(upstream, sent, ?took, rate, "the backlog is gone");
-            }
-        }
-    }
-
-    /// Encodes one message as its rule and the upstream's limits allow.
-    fn send(&mut self, delivery: &Delivery, now: Instant, wall: UnixMillis) -> Result<(), DropReason> {
-        self.progress.crossed_at = now;
-        let message = &delivery.message;
-        let dup = delivery.dup && !self.is_new;
-        let rule =
-            self.rules.outgoing.map(message.topic.as_str(), &mut self.topic).map_err(|unmapped| match unmapped {
-                Unmapped::NoRule => DropReason::NoRule,
-                Unmapped::TooLong => DropReason::TopicTooLong,
-            })?;
-        let hops = marks::hops(message.properties.as_deref());
-        if hops >= self.rules.max_hops.into() {
-            return Err(DropReason::Looped);
-        }
-        let expiry = rule.remaining_expiry(message.remaining_expiry(wall), wall.since(message.accepted_at));
-        // What the upstream may have begun to receive is not taken back.
-        if expiry.is_some_and(|left| left.is_zero()) && !dup {
-            return Err(DropReason::Expired);
-        }
-        let is_plain = message.properties.is_none() && !rule.adds_properties();
-        let marked;
-        let properties = match message.properties.as_deref() {
-            properties if !self.client.version().is_5() => properties,
-            None if is_plain => Some(&self.first_crossing),
-            properties => {
-                let mut properties = properties.cloned().unwrap_or_default();
-                rule.add_properties(message.topic.as_str(), &mut properties);
-                marks::set_hops(&mut properties, hops + 1);
-                if rule.provenance == Provenance::Add {
-                    let boot = self.shared.hub.clock().boot_id();
-                    marks::set_provenance(&mut properties, message.accepted_at, delivery.sequence, boot);
-                }
-                marked = properties;
-                Some(&marked)
-            }
-        };
-        let qos = delivery.qos.min(rule.qos);
-        let retain = delivery.retain && rule.retain == Retain::AsPublished;
-        let head = PublishHead {
-            topic: &self.topic,
-            qos,
-            retain,
-            dup,
-            packet_id: delivery.packet_id,
-            properties,
-            identifiers: &[],
-            expiry,
-            topic_alias: None,
-            payload: &message.payload,
-        };
-        let out = self.encoded.bytes.get_mut();
-        let sent = self.client.publish(&head, usize::MAX, now, out).map_err(|error| match error {
-            EncodeError::PacketTooLarge => DropReason::TooLarge,
-            EncodeError::FieldTooLong => DropReason::TopicTooLong,
-        })?;
-        let counters = &self.shared.counters;
-        if sent.qos < qos || retain && !self.client.limits().retain_available {
-            counters.lowered.fetch_add(1, Ordering::Relaxed);
-        }
-        match delivery.packet_id {
-            Some(packet_id) if sent.qos == QoS::AtMostOnce => self.encoded.lowered.push(packet_id),
-            Some(_) => self.progress.sent(now),
-            None => _ = counters.sent.fetch_add(1, Ordering::Relaxed),
-        }
-        Ok(())
-    }
-
-    fn give_up(&mut self, delivery: &Delivery, reason: DropReason) {
-        self.shared.counters.drop(reason);
-        if let Some(packet_id) = delivery.packet_id {
-            self.link.acknowledge(packet_id);
-        }
-        let (topic, bytes) = (&delivery.message.topic, delivery.message.size());
-        let limit = self.client.limits().max_packet_size;
-        let what = match reason {
-            DropReason::TooLarge => "a message is larger than the upstream accepts and was not forwarded",
-            DropReason::TopicTooLong => "a message has too long a topic or property for MQTT and was not forwarded",
-            DropReason::Looped => words::LOOPED,
-            DropReason::Expired => "a message became older than it or its rule allows and was not forwarded",
-            _ => "a message waited for a rule that does not exist any more and was not forwarded",
-        };
-        self.tell(reason.name(), |upstream| {
-            if matches!(reason, DropReason::Looped | DropReason::Expired) {
-                // What goes in circles has been here before, and what expires was meant to: nothing is lost.
-                warn!(upstream, %topic, "{what}; more like it are only counted");
-            } else {
-                error!(upstream, %topic, bytes, limit, "{what}; more like it are only counted");
-            }
-        });
     }
 
     /// Logs once per connection and `kind`.

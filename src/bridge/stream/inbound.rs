@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::{error, warn};
 
-use super::condition::{DropReason, Shared};
-use super::marks;
-use super::rules::Retain;
-use super::settings::Checked;
-use super::stream::{End, Progress};
-use super::words::{self, Who};
+use super::End;
+use super::window::Window;
+use crate::bridge::condition::{DropReason, Shared};
+use crate::bridge::marks;
+use crate::bridge::rules::Retain;
+use crate::bridge::settings::Checked;
+use crate::bridge::words::{self, Who};
 use crate::hub::{self, Link, Outcome, Refusal};
 use crate::message::QoS;
 use crate::proto::mqtt::client::Event;
@@ -26,7 +27,7 @@ pub(super) struct Inbound<'s, 'a> {
     pub who: Who<'a>,
     pub link: &'s mut Link,
     pub requests: &'s mut Vec<(PacketId, Vec<String>)>,
-    pub progress: &'s mut Progress,
+    pub window: &'s mut Window,
     pub told: &'s mut Vec<&'static str>,
     pub topic: &'s mut String,
 }
@@ -44,7 +45,7 @@ impl Inbound<'_, '_> {
                 Reply::Nothing
             }
             Event::Publish(publish) => {
-                self.progress.crossed_at = now;
+                self.window.crossed_at = now;
                 self.publish(&publish)
             }
             Event::Release(packet_id) => {
@@ -58,7 +59,7 @@ impl Inbound<'_, '_> {
                     return Reply::End(End::Lost(words::not_taken(reason)));
                 }
                 self.link.acknowledge(packet_id);
-                self.progress.acknowledged(now);
+                self.window.acknowledged(now);
                 if reason.is_error() {
                     self.shared.counters.drop(DropReason::Refused);
                     let what = words::not_taken(reason);
@@ -69,12 +70,12 @@ impl Inbound<'_, '_> {
                 Reply::Nothing
             }
             Event::Received(packet_id) => {
-                self.progress.acknowledged(now);
+                self.window.acknowledged(now);
                 // An identifier that we do not know is released at once, so that the upstream can let it go.
                 if self.link.received(packet_id) { Reply::Nothing } else { Reply::Release(packet_id) }
             }
             Event::Completed(packet_id) => {
-                self.progress.acknowledged(now);
+                self.window.acknowledged(now);
                 if self.link.completed(packet_id) {
                     self.shared.counters.sent.fetch_add(1, Ordering::Relaxed);
                 }

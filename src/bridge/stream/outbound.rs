@@ -1,0 +1,186 @@
+//! What the session has for the upstream: taken, made what its rule says, encoded.
+//!
+//! What the upstream's limits forbid is sent as they allow, or given up with a reason; nothing blocks what is behind it.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tracing::{error, info, warn};
+
+use super::{ENCODE_AHEAD_BYTES, Stream};
+use crate::bridge::condition::DropReason;
+use crate::bridge::drain::{Note, Progress};
+use crate::bridge::marks;
+use crate::bridge::rules::{Provenance, Retain, Unmapped};
+use crate::bridge::words;
+use crate::clock::UnixMillis;
+use crate::hub::{Delivery, Outbound};
+use crate::message::QoS;
+use crate::proto::mqtt::{EncodeError, PublishHead};
+
+/// How many messages are taken from the session under one lock.
+const TAKE_MESSAGES: usize = 256;
+
+impl Stream<'_> {
+    /// Encodes what the session may send, as far ahead as is useful.
+    pub(super) fn fill(&mut self, now: Instant) {
+        if !self.requests.is_empty() {
+            return;
+        }
+        let held = self.encode_ahead(now);
+        let nanos = self.throttle.hold(held, now).as_nanos();
+        self.shared.counters.held_back_nanos.fetch_add(u64::try_from(nanos).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Tells whether `max_rate` holds something back.
+    fn encode_ahead(&mut self, now: Instant) -> bool {
+        let wall = self.shared.hub.clock().now();
+        while self.encoded.bytes.get_ref().len() < ENCODE_AHEAD_BYTES {
+            let allowed = self.throttle.room(now);
+            match self.taken.front() {
+                Some(Outbound::Publish(_)) if allowed == 0 => return true,
+                Some(_) => {}
+                None => {
+                    let room = self.window.room();
+                    let mut taken = Vec::from(std::mem::take(&mut self.taken));
+                    // No more than may go at once: what is taken has its place in line.
+                    self.link.take(&mut taken, TAKE_MESSAGES.min(room).min(allowed));
+                    self.taken = taken.into();
+                    if self.taken.is_empty() {
+                        return allowed == 0 && room > 0 && !self.link.is_idle();
+                    }
+                    continue;
+                }
+            }
+            match self.taken.pop_front() {
+                None => {}
+                Some(Outbound::Release(packet_id)) => {
+                    self.window.sent(now);
+                    self.client.release(packet_id, now, self.encoded.bytes.get_mut());
+                }
+                Some(Outbound::Publish(delivery)) => {
+                    let before = self.encoded.bytes.get_ref().len();
+                    match self.send(&delivery, now, wall) {
+                        Ok(()) => self.throttle.spend(self.encoded.bytes.get_ref().len() - before),
+                        Err(reason) => self.give_up(&delivery, reason),
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Watches how the backlog goes, and tells of it.
+    pub(super) fn look_at_backlog(&mut self, now: Instant) {
+        if !self.drain.is_due(now) {
+            return;
+        }
+        let sent = self.shared.counters.sent.load(Ordering::Relaxed);
+        let note = self.drain.look(now, self.link.backlog(), sent);
+        self.shared.condition.lock().progress = self.drain.progress();
+        let upstream = &self.shared.name;
+        match note {
+            None => {}
+            Some(Note::Begins { messages }) => info!(upstream, messages, "a backlog begins to drain"),
+            Some(Note::Lasts(progress)) => {
+                let Progress { messages, rate, seconds_left } = progress;
+                info!(upstream, messages, rate = rate.round(), seconds_left, "the backlog drains");
+            }
+            Some(Note::Gone { sent, took }) => {
+                let rate = (sent as f64 / took.as_secs_f64().max(0.001)).round();
+                info!(upstream, sent, ?took, rate, "the backlog is gone");
+            }
+        }
+    }
+
+    /// Encodes one message as its rule and the upstream's limits allow.
+    fn send(&mut self, delivery: &Delivery, now: Instant, wall: UnixMillis) -> Result<(), DropReason> {
+        self.window.crossed_at = now;
+        let message = &delivery.message;
+        let dup = delivery.dup && !self.is_new;
+        let rule =
+            self.rules.outgoing.map(message.topic.as_str(), &mut self.topic).map_err(|unmapped| match unmapped {
+                Unmapped::NoRule => DropReason::NoRule,
+                Unmapped::TooLong => DropReason::TopicTooLong,
+            })?;
+        let hops = marks::hops(message.properties.as_deref());
+        if hops >= self.rules.max_hops.into() {
+            return Err(DropReason::Looped);
+        }
+        let expiry = rule.remaining_expiry(message.remaining_expiry(wall), wall.since(message.accepted_at));
+        // What the upstream may have begun to receive is not taken back.
+        if expiry.is_some_and(|left| left.is_zero()) && !dup {
+            return Err(DropReason::Expired);
+        }
+        let is_plain = message.properties.is_none() && !rule.adds_properties();
+        let marked;
+        let properties = match message.properties.as_deref() {
+            properties if !self.client.version().is_5() => properties,
+            None if is_plain => Some(&self.first_crossing),
+            properties => {
+                let mut properties = properties.cloned().unwrap_or_default();
+                rule.add_properties(message.topic.as_str(), &mut properties);
+                marks::set_hops(&mut properties, hops + 1);
+                if rule.provenance == Provenance::Add {
+                    let boot = self.shared.hub.clock().boot_id();
+                    marks::set_provenance(&mut properties, message.accepted_at, delivery.sequence, boot);
+                }
+                marked = properties;
+                Some(&marked)
+            }
+        };
+        let qos = delivery.qos.min(rule.qos);
+        let retain = delivery.retain && rule.retain == Retain::AsPublished;
+        let head = PublishHead {
+            topic: &self.topic,
+            qos,
+            retain,
+            dup,
+            packet_id: delivery.packet_id,
+            properties,
+            identifiers: &[],
+            expiry,
+            topic_alias: None,
+            payload: &message.payload,
+        };
+        let out = self.encoded.bytes.get_mut();
+        let sent = self.client.publish(&head, usize::MAX, now, out).map_err(|error| match error {
+            EncodeError::PacketTooLarge => DropReason::TooLarge,
+            EncodeError::FieldTooLong => DropReason::TopicTooLong,
+        })?;
+        let counters = &self.shared.counters;
+        if sent.qos < qos || retain && !self.client.limits().retain_available {
+            counters.lowered.fetch_add(1, Ordering::Relaxed);
+        }
+        match delivery.packet_id {
+            Some(packet_id) if sent.qos == QoS::AtMostOnce => self.encoded.lowered.push(packet_id),
+            Some(_) => self.window.sent(now),
+            None => _ = counters.sent.fetch_add(1, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, delivery: &Delivery, reason: DropReason) {
+        self.shared.counters.drop(reason);
+        if let Some(packet_id) = delivery.packet_id {
+            self.link.acknowledge(packet_id);
+        }
+        let (topic, bytes) = (&delivery.message.topic, delivery.message.size());
+        let limit = self.client.limits().max_packet_size;
+        let what = match reason {
+            DropReason::TooLarge => "a message is larger than the upstream accepts and was not forwarded",
+            DropReason::TopicTooLong => "a message has too long a topic or property for MQTT and was not forwarded",
+            DropReason::Looped => words::LOOPED,
+            DropReason::Expired => "a message became older than it or its rule allows and was not forwarded",
+            _ => "a message waited for a rule that does not exist any more and was not forwarded",
+        };
+        self.tell(reason.name(), |upstream| {
+            if matches!(reason, DropReason::Looped | DropReason::Expired) {
+                // What goes in circles has been here before, and what expires was meant to: nothing is lost.
+                warn!(upstream, %topic, "{what}; more like it are only counted");
+            } else {
+                error!(upstream, %topic, bytes, limit, "{what}; more like it are only counted");
+            }
+        });
+    }
+}
