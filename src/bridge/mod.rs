@@ -11,9 +11,9 @@
 //! | `backoff` `schedule` | when to try again, and when at all; pure |
 //! | `rate` `drain` | how fast to send, and when a backlog will be gone; pure |
 //! | `sas` `words` `marks` | Azure's passwords, what refusals mean, what is written on messages; pure |
-//! | `uplink` | the task: connect, stream, wait, again |
+//! | `uplink` `terms` | the task: connect on the upstream's terms, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
-//! | `condition` | what people and scrapes see |
+//! | `condition` `reporter` | what people and scrapes see |
 //!
 //! Deliberately absent: mapping of response topics (a reply goes where the request says, on this side), and more than
 //! one delivery where several rules match one message.
@@ -26,11 +26,13 @@ mod handshake;
 mod marks;
 pub mod proxy;
 pub mod rate;
+mod reporter;
 pub mod rules;
 pub mod sas;
 pub mod schedule;
 mod settings;
 mod stream;
+mod terms;
 mod uplink;
 pub mod url;
 mod words;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -13,29 +12,20 @@ use tracing::{debug, info, warn};
 use super::backoff::Backoff;
 use super::condition::{Phase, Wish};
 use super::dial::{Transport, Way};
-use super::handshake::{Greeted, Unwelcome, greet};
+use super::handshake::{Greeted, greet};
+use super::reporter::Reporter;
 use super::sas;
 use super::schedule::Window;
-use super::settings::{AddressOrder, Connection, VersionChoice};
+use super::settings::{AddressOrder, Connection};
 use super::stream::{End, FAREWELL, Stream};
+use super::terms::Terms;
 use super::url::Url;
-use super::words::{self, Proof, Who};
+use super::words::{Proof, Who};
 use super::{LOOK_AGAIN, Stop, Upstream, becomes_true};
 use crate::clock::UnixMillis;
-use crate::message::{Message, QoS};
-use crate::proto::mqtt::client::Options;
-use crate::proto::mqtt::server::Will;
-use crate::proto::mqtt::{ReasonCode, Version};
+use crate::proto::mqtt::Version;
 use crate::tls::ClientTls;
-use crate::topic::TopicName;
 
-/// How often the state topic is brought up to date while only the depth of the queue changes.
-const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the upstream may take to answer a SUBSCRIBE or PINGREQ.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How many messages may be in flight towards a 3.1.1 upstream where QoS 2 is among them. It cannot say what it takes,
-/// and mosquitto closes the connection on the twenty-first QoS 2 message (its `max_inflight_messages`).
-const OLD_QOS_2_WINDOW: u16 = 20;
 /// How often a lazy upstream looks whether something waits. A session without connection has nobody to wake, and a
 /// connection that is made when needed is in no hurry.
 const LAZY_LOOK: Duration = Duration::from_millis(500);
@@ -97,14 +87,7 @@ struct Uplink<'a> {
     renew_at: Option<Instant>,
     /// Index of the address after the one used last, where they take turns.
     next_address: usize,
-    /// What is spoken on the next attempt.
-    version: Version,
-    /// Whether a 3.1.1 upstream is told that we are a bridge, as Mosquitto's `try_private` does: one that knows the word
-    /// does not send our own messages back. Some close the connection instead.
-    is_bridge: bool,
-    /// What the upstream takes of our will: not retained, or at QoS 0, if it must be so.
-    will_retain: bool,
-    will_qos: QoS,
+    terms: Terms,
     /// Whether the upstream was subscribed to in this process; 3.1.1 sends retained messages again for each SUBSCRIBE.
     subscribed: bool,
     /// Where our session is new and was not connected yet. What is remembered there of an earlier one would take new
@@ -148,13 +131,7 @@ impl<'a> Uplink<'a> {
             backoff: Backoff::new(upstream.settings.backoff),
             renew_at: None,
             next_address: 0,
-            version: match upstream.settings.version {
-                VersionChoice::Newest | VersionChoice::V5 => Version::V5,
-                VersionChoice::V3_1_1 => Version::V3_1_1,
-            },
-            is_bridge: true,
-            will_retain: true,
-            will_qos: QoS::AtLeastOnce,
+            terms: Terms::new(upstream.settings.version),
             subscribed: false,
             strangers: if upstream.is_new { upstream.settings.urls.clone() } else { Vec::new() },
             clean_start: false,
@@ -350,7 +327,7 @@ impl<'a> Uplink<'a> {
         };
         let (mut transport, address) = way.dial().await.map_err(|error| Attempt::Failed(error.0))?;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-        let mut options = self.options();
+        let mut options = self.terms.options(settings, &upstream.rules, self.clean_start);
         self.renew_at = None;
         if let Some(sas) = &settings.sas {
             let clock = shared.hub.clock();
@@ -365,18 +342,17 @@ impl<'a> Uplink<'a> {
         }
         let greeted = match greet(&mut transport, options, left).await {
             Ok(greeted) => greeted,
-            Err(unwelcome) => return Err(self.unwelcome(url, unwelcome, who)),
+            Err(unwelcome) => {
+                return Err(self.terms.refused(url, unwelcome, who).map_or(Attempt::Again, Attempt::Failed));
+            }
         };
         let greeted = self.meet(url, greeted, &mut transport).await?;
-        let mut window = greeted.client.limits().receive_maximum;
-        if self.version < Version::V5 && upstream.rules.outgoing.iter().any(|rule| rule.qos == QoS::ExactlyOnce) {
-            window = OLD_QOS_2_WINDOW;
-        }
+        let window = self.terms.window(greeted.client.limits().receive_maximum, &upstream.rules);
         let link = upstream
             .attach(window, Some(format!("{url} ({address})")))
             .map_err(|error| Attempt::Failed(error.to_string()))?;
         shared.counters.connections.fetch_add(1, Ordering::Relaxed);
-        let version = self.version.name();
+        let version = self.terms.version.name();
         let session_present = greeted.session_present;
         info!(
             upstream = shared.name, %url, %address, mqtt = version, session_present, queued = shared.queued().0,
@@ -385,7 +361,7 @@ impl<'a> Uplink<'a> {
         self.told.clear();
         shared.condition.lock().version = Some(version);
         shared.enter(Phase::Connected, None);
-        let subscribe = !session_present || !self.subscribed || self.version == Version::V5;
+        let subscribe = !session_present || !self.subscribed || self.terms.version == Version::V5;
         let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link);
         stream.idle_timeout = match (&settings.connection, *shared.wish.borrow()) {
             (Connection::Lazy, _) | (Connection::Scheduled(_), Wish::Connect) => Some(settings.idle_timeout),
@@ -405,7 +381,7 @@ impl<'a> Uplink<'a> {
             return Ok(greeted);
         }
         let ended = std::mem::take(&mut self.clean_start);
-        if !greeted.session_present && (!ended || self.version.is_5()) {
+        if !greeted.session_present && (!ended || self.terms.version.is_5()) {
             self.strangers.retain(|stranger| stranger != url);
             return Ok(greeted);
         }
@@ -435,141 +411,5 @@ impl<'a> Uplink<'a> {
             format!("{error}{}", cause.unwrap_or_default())
         })?;
         Ok(opened.insert(Arc::new(tls)).clone())
-    }
-
-    fn options(&self) -> Options {
-        let Upstream { settings, rules, .. } = self.upstream;
-        let will = rules.state_topic.as_ref().map(|topic| Will {
-            topic: topic.clone(),
-            payload: Bytes::from_static(b"0"),
-            qos: self.will_qos,
-            retain: self.will_retain,
-            properties: None,
-            expiry_interval: None,
-            delay: Duration::ZERO,
-        });
-        Options {
-            version: self.version,
-            clean_start: self.clean_start,
-            keep_alive: settings.keep_alive.as_secs().try_into().unwrap_or(u16::MAX),
-            session_expiry: settings.session_expiry.as_secs().try_into().unwrap_or(u32::MAX),
-            user_name: settings.username.clone(),
-            password: settings.password.as_ref().map(|password| password.reveal().as_bytes().to_vec()),
-            will,
-            max_packet_size: settings.max_packet_size,
-            is_bridge: self.is_bridge,
-            // Whoever wants silence noticed early does not want to wait long for the answer either.
-            answer_timeout: settings.keep_alive.min(ANSWER_TIMEOUT),
-            ..Options::new(rules.client_id.as_str())
-        }
-    }
-
-    /// The upstream did not take the CONNECT: tries what it may rather take, or says why it does not.
-    fn unwelcome(&mut self, url: &Url, unwelcome: Unwelcome, who: Who<'_>) -> Attempt {
-        let may_fall_back = self.upstream.settings.version == VersionChoice::Newest;
-        match unwelcome {
-            Unwelcome::Refused { reason: ReasonCode::UnsupportedProtocolVersion, .. }
-                if may_fall_back && self.version == Version::V5 =>
-            {
-                self.version = Version::V3_1_1;
-                Attempt::Again
-            }
-            Unwelcome::Refused { reason: ReasonCode::RetainNotSupported, .. } if self.will_retain => {
-                self.will_retain = false;
-                Attempt::Again
-            }
-            Unwelcome::Refused { reason: ReasonCode::QoSNotSupported, .. } if self.will_qos != QoS::AtMostOnce => {
-                self.will_qos = QoS::AtMostOnce;
-                Attempt::Again
-            }
-            Unwelcome::Refused { reason: ReasonCode::UnsupportedProtocolVersion, .. }
-            | Unwelcome::Closed(_)
-            | Unwelcome::Garbled(_)
-                if self.is_bridge && !self.version.is_5() =>
-            {
-                self.is_bridge = false;
-                Attempt::Again
-            }
-            Unwelcome::Refused { reason, detail } => Attempt::Failed(words::refused(reason, detail.as_deref(), who)),
-            Unwelcome::Closed(_) | Unwelcome::Garbled(_) => {
-                let spoken = self.version.name();
-                // It was not the mark then.
-                self.is_bridge = true;
-                // Old brokers answer a version they do not know by closing, or in their own format. Which of the two
-                // it was cannot be told, so both versions take turns.
-                if may_fall_back {
-                    self.version = if self.version == Version::V5 { Version::V3_1_1 } else { Version::V5 };
-                }
-                Attempt::Failed(match unwelcome {
-                    Unwelcome::Garbled(error) => {
-                        format!("{url} does not answer in MQTT {spoken}: {error}; is it an MQTT port?")
-                    }
-                    Unwelcome::Closed(Some(error)) => format!(
-                        "{url} broke the connection instead of answering an MQTT {spoken} CONNECT ({error}); is it an MQTT \
-                         port, and does it want TLS or a client certificate?"
-                    ),
-                    _ => format!(
-                        "{url} closed the connection instead of answering an MQTT {spoken} CONNECT; is it an MQTT port, and \
-                         does it want TLS or a client certificate?"
-                    ),
-                })
-            }
-            Unwelcome::Silent => {
-                Attempt::Failed(format!("{url} accepted the connection but does not answer; is it an MQTT port?"))
-            }
-        }
-    }
-}
-
-/// Publishes what the upstream is doing, on this gateway.
-struct Reporter<'a> {
-    upstream: &'a Upstream,
-    /// `None` where the upstream's name makes no topic name, which a length limit could cause.
-    connected_topic: Option<TopicName>,
-    report_topic: Option<TopicName>,
-    connected: Option<bool>,
-    report: String,
-}
-
-impl<'a> Reporter<'a> {
-    fn new(upstream: &'a Upstream) -> Self {
-        let name = &upstream.shared.name;
-        Self {
-            upstream,
-            connected_topic: TopicName::new(&format!("$SYS/broker/connection/{name}/state")).ok(),
-            report_topic: TopicName::new(&format!("$SYS/fieldgate/upstreams/{name}")).ok(),
-            connected: None,
-            report: String::new(),
-        }
-    }
-
-    async fn work(&mut self) {
-        let mut ticks = interval(REPORT_INTERVAL);
-        loop {
-            self.report();
-            tokio::select! {
-                () = self.upstream.shared.changed.notified() => {}
-                _ = ticks.tick() => {}
-            }
-        }
-    }
-
-    fn report(&mut self) {
-        let shared = &self.upstream.shared;
-        let connected = shared.condition.lock().phase == Phase::Connected;
-        if self.connected != Some(connected) {
-            self.connected = Some(connected);
-            self.publish(&self.connected_topic, Bytes::from_static(if connected { b"1" } else { b"0" }));
-        }
-        let report = shared.report();
-        if self.report != report {
-            self.publish(&self.report_topic, Bytes::from(report.clone()));
-            self.report = report;
-        }
-    }
-
-    fn publish(&self, topic: &Option<TopicName>, payload: Bytes) {
-        let (Some(topic), shared) = (topic, &self.upstream.shared) else { return };
-        shared.hub.publish(Message::new(topic.clone(), payload, QoS::AtMostOnce, shared.now()).retained());
     }
 }
