@@ -8,7 +8,7 @@ use fieldgate::field::serial::{Adapter, CommandRule, Decode, Request, Settings};
 use fieldgate::field::{SerialLine, codec};
 use fieldgate::observe::{Health, Metrics};
 use fieldgate::proto::serial::{Framing, ParseRule, PointRule, Template};
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use fieldgate::hub;
 use fieldgate::hub::access::{self, Pattern, Rule, Subject, User, hash_password};
-use fieldgate::hub::{self, QueueLimits, WhenFull};
 
 use crate::harness::{Broker, connect};
-use crate::until_away;
+use crate::{broker_that_rejects, until_away};
 
 // 3.1.1 [MQTT-3.1.3-1], [MQTT-3.1.2-9], [MQTT-3.1.2-19], [MQTT-3.1.2-21]; 5.0 [MQTT-3.1.3-1]
 #[tokio::test]
@@ -203,15 +203,7 @@ async fn what_a_client_may_not_publish_is_acknowledged_and_goes_nowhere() {
 // stays with the client, which sends it again, but not at once.
 #[tokio::test]
 async fn an_error_that_will_pass_ends_the_connection() {
-    let mut settings = hub::Settings::default();
-    settings.limits.queue = QueueLimits { max_messages: 1, when_full: WhenFull::Reject, ..QueueLimits::default() };
-    let broker = Broker::start_with(|_| {}, settings, None).await;
-    let mut to = broker.open().await;
-    to.send(&connect("to", 4, 0)).await;
-    to.expect("20 02 00 00").await;
-    to.send(r#"82 06 0001 0001 "a" 01 E0 00"#).await;
-    to.expect("90 03 0001 01").await;
-    to.expect_close(None).await;
+    let broker = broker_that_rejects(1).await;
     let mut from = broker.open().await;
     from.send(&connect("from", 4, 0)).await;
     from.expect("20 02 00 00").await;

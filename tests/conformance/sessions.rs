@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use fieldgate::hub::{self, QueueLimits, WhenFull};
+use fieldgate::hub;
+use tokio::net::TcpStream;
 
-use crate::harness::{Broker, CONNACK_5, connect};
-use crate::until_away;
+use crate::harness::{Broker, CONNACK_5, Peer, connect};
+use crate::{broker_that_rejects, until_away};
 
 /// A CONNECT of 5.0 with properties, as hex.
 fn connect_with(client_id: &str, flags: u8, properties: &str) -> String {
@@ -17,15 +18,21 @@ fn connect_with(client_id: &str, flags: u8, properties: &str) -> String {
     )
 }
 
+/// A client of 5.0 that connected with these flags and properties, and subscribed to `a` with QoS 2.
+async fn subscriber_with(broker: &Broker, flags: u8, properties: &str) -> Peer<TcpStream> {
+    let mut to = broker.open().await;
+    to.send(&connect_with("to", flags, properties)).await;
+    to.expect(CONNACK_5).await;
+    to.send(r#"82 07 0001 00 0001 "a" 02"#).await;
+    to.expect("90 04 0001 00 02").await;
+    to
+}
+
 // [MQTT-3.3.4-9], [MQTT-3.3.4-10], [MQTT-4.9.0-1] to [MQTT-4.9.0-3]
 #[tokio::test]
 async fn no_more_messages_are_unacknowledged_than_the_client_takes() {
     let broker = Broker::start().await;
-    let mut to = broker.open().await;
-    to.send(&connect_with("to", 2, "21 0002")).await;
-    to.expect(CONNACK_5).await;
-    to.send(r#"82 07 0001 00 0001 "a" 02"#).await;
-    to.expect("90 04 0001 00 02").await;
+    let mut to = subscriber_with(&broker, 2, "21 0002").await;
     let mut from = broker.connect_3("from").await;
     from.send(r#"32 06 0001 "a" 0001 "1" 34 06 0001 "a" 0002 "2" 32 06 0001 "a" 0003 "3" 62 02 0002"#).await;
     from.expect("40 02 0001 50 02 0002 40 02 0003 70 02 0002").await;
@@ -60,11 +67,7 @@ async fn no_more_messages_are_unacknowledged_than_the_client_takes() {
 #[tokio::test]
 async fn what_is_sent_again_keeps_to_the_receive_maximum_of_the_new_connection() {
     let broker = Broker::start().await;
-    let mut to = broker.open().await;
-    to.send(&connect_with("to", 2, "11 00000064")).await;
-    to.expect(CONNACK_5).await;
-    to.send(r#"82 07 0001 00 0001 "a" 02"#).await;
-    to.expect("90 04 0001 00 02").await;
+    let mut to = subscriber_with(&broker, 2, "11 00000064").await;
     let mut from = broker.connect_3("from").await;
     from.send(r#"32 06 0001 "a" 0001 "1" 34 06 0001 "a" 0002 "2" 32 06 0001 "a" 0003 "3""#).await;
     from.expect("40 02 0001 50 02 0002 40 02 0003").await;
@@ -130,15 +133,7 @@ async fn a_packet_identifier_is_in_use_until_its_handshake_is_over() {
 // [MQTT-4.3.3-10]: what was accepted stays accepted, although it would be refused by now.
 #[tokio::test]
 async fn a_repeated_message_is_answered_as_the_first_time() {
-    let mut settings = hub::Settings::default();
-    settings.limits.queue = QueueLimits { max_messages: 1, when_full: WhenFull::Reject, ..QueueLimits::default() };
-    let broker = Broker::start_with(|_| {}, settings, None).await;
-    let mut to = broker.open().await;
-    to.send(&connect("to", 4, 0)).await;
-    to.expect("20 02 00 00").await;
-    to.send(r#"82 06 0001 0001 "a" 02 E0 00"#).await;
-    to.expect("90 03 0001 02").await;
-    to.expect_close(None).await;
+    let broker = broker_that_rejects(2).await;
     let mut from = broker.connect_5("from").await;
     from.send(r#"34 07 0001 "a" 0001 00 "1""#).await;
     from.expect("50 02 0001").await;
@@ -342,11 +337,7 @@ async fn pubrels_keep_the_order_of_their_pubrecs() {
 #[tokio::test]
 async fn a_qos_2_delivery_that_was_begun_does_not_expire() {
     let broker = Broker::start().await;
-    let mut to = broker.open().await;
-    to.send(&connect_with("to", 2, "11 00000064")).await;
-    to.expect(CONNACK_5).await;
-    to.send(r#"82 07 0001 00 0001 "a" 02"#).await;
-    to.expect("90 04 0001 00 02").await;
+    let mut to = subscriber_with(&broker, 2, "11 00000064").await;
     let mut from = broker.connect_5("from").await;
     from.send(r#"34 0C 0001 "a" 0001 05 02 00000001 "1""#).await;
     from.expect("50 02 0001").await;
