@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::access::DeniedSubscribe;
 use super::delivery::{Subscriber, Targets};
 use super::queue::{Age, Incoming};
-use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
+use super::session::{Attachment, Fate, Session, SessionExpiry, State, Subscribed as Held, submit};
 use super::{Hub, Outbound, PacketId, Priority, RetainHandling, SubscribeOptions, Will, WillDue};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
@@ -330,7 +330,7 @@ impl Link {
 
     /// The session's subscriptions.
     pub fn subscriptions(&self) -> Vec<SharedFilter> {
-        self.session.state.lock().subscriptions.values().cloned().collect()
+        self.session.state.lock().subscriptions.values().map(|held| held.filter.clone()).collect()
     }
 
     fn route(&mut self, topic: &str) -> Result<&Route, Refusal> {
@@ -544,18 +544,22 @@ impl Link {
         let text = filter.to_text();
         let mut ops = Vec::new();
         let mut state = self.state().ok_or(SubscribeError::Detached)?;
-        let is_new = !state.subscriptions.contains_key(&text);
+        let held = state.subscriptions.get(&text);
+        let (is_new, is_stored) = (held.is_none(), held.is_some_and(|held| held.is_stored_as(options)));
         if is_new && state.subscriptions.len() >= limits.max_subscriptions {
             self.hub.0.counters.over_subscriptions.fetch_add(1, Ordering::Relaxed);
             return Err(SubscribeError::QuotaExceeded);
         }
-        state.subscriptions.insert(text.clone(), filter.clone());
         {
             let subscriber = Subscriber { session: self.session.clone(), options, filter: filter.clone() };
             self.hub.0.routes.write().insert(filter, self.session.id.0, subscriber);
         }
         self.hub.changed();
-        let receipt = self.session.durable.then(|| Receipt::new(self.session.signal.clone()));
+        // A client that subscribes again to what it has costs no write, and needs no disk.
+        let must_store = self.session.durable && !is_stored;
+        let receipt = must_store.then(|| Receipt::new(self.session.signal.clone()));
+        let held = Held { filter: filter.clone(), options, receipt: receipt.clone() };
+        state.subscriptions.insert(text.clone(), held);
         if let Some(receipt) = &receipt {
             receipt.add();
             ops.push(Op::PutSubscription {
@@ -574,7 +578,7 @@ impl Link {
         if wanted && filter.group.is_none() {
             self.queue_retained(filter, options, &mut state, &mut ops);
         }
-        submit(self.hub.store(), &mut ops, Due::Now);
+        submit(self.hub.store(), &mut ops, if must_store { Due::Now } else { Due::Soon });
         drop(state);
         self.session.signal.raise();
         Ok(Subscribed { qos: options.qos, receipt })
@@ -632,9 +636,7 @@ impl Link {
     pub fn set_will(&mut self, will: Option<Will>) {
         let Some(mut state) = self.state() else { return };
         state.will = will;
-        if self.session.durable {
-            submit(self.hub.store(), &mut vec![self.session.record(&state)], Due::Soon);
-        }
+        self.session.journal(&mut state, self.hub.store());
     }
 
     /// Ends the connection in good order (DISCONNECT). `expiry` changes how long the session is kept from now on.

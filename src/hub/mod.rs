@@ -41,7 +41,7 @@ use memory::Memory;
 use queue::{Layout, Queue};
 use retained::{Change, Retained};
 use routes::Routes;
-use session::{Attachment, Session, State, submit};
+use session::{Attachment, Session, State, Subscribed as Held, submit};
 
 pub use admission::{Admission, Place, Refused};
 pub use link::{Link, Outcome, Pressure, Publish, Refusal, Released, SubscribeError, Subscribed};
@@ -181,6 +181,7 @@ impl Hub {
                 message: will.message,
                 delay: will.delay.max(if face == Face::MqttSn { SLEEPER_GRACE } else { RESTART_GRACE }),
             });
+            state.is_recorded = state.expiry == SessionExpiry::Never && state.will.is_none();
             state.inbound = stored.inbound.into_iter().map(|id| (id, None)).collect();
             let mut routes = self.0.routes.write();
             for subscription in stored.subscriptions {
@@ -188,7 +189,8 @@ impl Hub {
                 let options = SubscribeOptions::from_byte(subscription.options, subscription.identifier);
                 let subscriber = Subscriber { session: session.clone(), options, filter: filter.clone() };
                 routes.insert(&filter, session.id.0, subscriber);
-                state.subscriptions.insert(filter.to_text(), filter);
+                let text = filter.to_text();
+                state.subscriptions.insert(text, Held { filter, options, receipt: None });
             }
         }
         let older = self.0.sessions.lock().insert((face, record.client_id), session)?;
@@ -304,9 +306,7 @@ impl Hub {
             state.expiry = expiry;
             state.will = will;
             state.queue.rewind();
-            if session.durable {
-                submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
-            }
+            session.journal(&mut state, self.store());
         }
         drop(sessions);
         self.settle(estate);
@@ -349,11 +349,11 @@ impl Hub {
     fn end(&self, session: &Session, state: &mut State) -> Estate {
         state.ended = true;
         state.attached = None;
-        let is_member = state.subscriptions.values().any(|filter| filter.group.is_some());
+        let is_member = state.subscriptions.values().any(|held| held.filter.group.is_some());
         {
             let mut routes = self.0.routes.write();
-            for filter in state.subscriptions.values() {
-                routes.remove(filter, session.id.0);
+            for held in state.subscriptions.values() {
+                routes.remove(&held.filter, session.id.0);
             }
         }
         if !state.subscriptions.is_empty() {
@@ -386,8 +386,8 @@ impl Hub {
         }
         if ends {
             estate = self.end(session, &mut state);
-        } else if session.durable {
-            submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
+        } else {
+            session.journal(&mut state, self.store());
         }
         drop(state);
         if ends {
@@ -509,8 +509,8 @@ impl Hub {
         if ends {
             self.0.counters.expired_sessions.fetch_add(1, Ordering::Relaxed);
             estate = self.end(session, &mut state);
-        } else if due && session.durable {
-            submit(self.store(), &mut vec![session.record(&state)], Due::Soon);
+        } else if due {
+            session.journal(&mut state, self.store());
         }
         drop(state);
         if ends {

@@ -13,11 +13,11 @@ use super::access::{Identity, Rights};
 use super::expiry::Episode;
 use super::memory::{Account, Memory};
 use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits, WhenFull};
-use super::{Attach, Counters, Will};
+use super::{Attach, Counters, SubscribeOptions, Will};
 use crate::clock::UnixMillis;
 use crate::message::QoS;
 use crate::signal::Signal;
-use crate::store::{Due, Op, Receipt, SessionId, SessionRecord, Store, WillRecord};
+use crate::store::{Due, Op, Receipt, ReceiptState, SessionId, SessionRecord, Store, WillRecord};
 use crate::topic::SharedFilter;
 
 /// What a session is to the gateway. Client ids are unique within a face.
@@ -146,7 +146,9 @@ pub(super) struct State {
     pub detached_at: Option<UnixMillis>,
     pub expiry: SessionExpiry,
     pub will: Option<Will>,
-    pub subscriptions: BTreeMap<Arc<str>, SharedFilter>,
+    pub subscriptions: BTreeMap<Arc<str>, Subscribed>,
+    /// The journal has a record of the session that says all there is to say: see [`Session::journal`].
+    pub is_recorded: bool,
     pub queue: Queue,
     /// What the queue holds of the memory for all queues.
     pub account: Account,
@@ -154,6 +156,23 @@ pub(super) struct State {
     pub inbound: HashMap<u16, Option<Arc<Receipt>>>,
     /// Set when the session has ended, so that a late delivery does not journal for it.
     pub ended: bool,
+}
+
+/// A subscription as the session has it.
+#[derive(Debug)]
+pub(super) struct Subscribed {
+    pub filter: SharedFilter,
+    pub options: SubscribeOptions,
+    /// What its journal entry waits for; `None` where it was found in the journal, or needs no entry.
+    pub receipt: Option<Arc<Receipt>>,
+}
+
+impl Subscribed {
+    /// Whether the journal has it already just as `options` would have it.
+    pub fn is_stored_as(&self, options: SubscribeOptions) -> bool {
+        (self.options.to_byte(), self.options.identifier) == (options.to_byte(), options.identifier)
+            && self.receipt.as_ref().is_none_or(|receipt| receipt.state() == ReceiptState::Done)
+    }
 }
 
 impl State {
@@ -211,6 +230,7 @@ impl Session {
             expiry: SessionExpiry::OnDetach,
             will: None,
             subscriptions: BTreeMap::new(),
+            is_recorded: false,
             queue,
             account: Account::new(memory),
             inbound: HashMap::new(),
@@ -426,8 +446,21 @@ impl Session {
         }
     }
 
-    /// What the journal keeps of the session.
-    pub fn record(&self, state: &State) -> Op {
+    /// Journals what the session has become. Where it is kept for ever, whether and since when it is without a connection
+    /// decides nothing: a client that comes back to such a session costs no write.
+    pub fn journal(&self, state: &mut State, store: Option<&Store>) {
+        if !self.durable {
+            return;
+        }
+        let says_all = state.expiry == SessionExpiry::Never && state.will.is_none();
+        if says_all && state.is_recorded {
+            return;
+        }
+        state.is_recorded = says_all;
+        submit(store, &mut vec![self.record(state)], Due::Soon);
+    }
+
+    fn record(&self, state: &State) -> Op {
         Op::PutSession(Box::new(SessionRecord {
             id: self.id,
             face: self.face as u8,

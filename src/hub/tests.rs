@@ -317,6 +317,55 @@ fn sessions_queues_and_retained_messages_come_back_after_a_restart() {
 }
 
 #[test]
+fn a_client_that_comes_back_and_subscribes_to_what_it_has_costs_no_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = || {
+        let clock = Clock::start("test");
+        let store = store::Store::bind(store::Settings::new(directory.path()), clock.clone()).unwrap();
+        Hub::new(Settings::default(), clock, Some(store)).unwrap()
+    };
+    // Closing it writes all that waits.
+    let changes_at_the_end = |hub: Hub| {
+        let store = hub.store().unwrap().clone();
+        store.clone().close();
+        let mut metrics = crate::observe::Metrics::default();
+        crate::observe::Observe::collect(&store, &mut metrics);
+        let text = metrics.render();
+        let changes = text.lines().find_map(|line| line.strip_prefix("fieldgate_store_changes_total "));
+        changes.unwrap().parse::<u64>().unwrap()
+    };
+    let receipt_for = |link: &mut Link, qos| link.subscribe(&filter("x"), SubscribeOptions::new(qos)).unwrap().receipt;
+    let come_and_go = |hub: &Hub, times: usize| {
+        for _ in 0..times {
+            let mut client = hub.attach(persistent("a")).unwrap();
+            let receipt = receipt_for(&mut client, QoS::AtLeastOnce);
+            while receipt.as_ref().is_some_and(|receipt| receipt.state() == store::ReceiptState::Pending) {
+                std::thread::yield_now();
+            }
+            client.detach(false, None);
+        }
+    };
+    let hub = start();
+    come_and_go(&hub, 5);
+    assert_eq!(changes_at_the_end(hub), 2, "the session and its subscription");
+
+    // So it is with what was found on disk.
+    let hub = start();
+    come_and_go(&hub, 5);
+    let mut client = hub.attach(persistent("a")).unwrap();
+    assert!(receipt_for(&mut client, QoS::AtLeastOnce).is_none());
+    drop(client);
+    assert_eq!(changes_at_the_end(hub), 0);
+
+    // What is different is written, and so is a session that may expire: since when it is alone counts then.
+    let hub = start();
+    let mut client = hub.attach(persistent("a")).unwrap();
+    assert!(receipt_for(&mut client, QoS::ExactlyOnce).is_some());
+    client.detach(false, Some(SessionExpiry::After(Duration::from_secs(60))));
+    assert_eq!(changes_at_the_end(hub), 2);
+}
+
+#[test]
 fn a_full_database_binds_the_queues_that_grow_on_it_each_by_its_policy() {
     let directory = tempfile::tempdir().unwrap();
     let clock = Clock::start("test");
