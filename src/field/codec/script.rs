@@ -55,6 +55,10 @@ struct Engine {
     timed_out: Rc<Cell<bool>>,
 }
 
+/// What a test holds while the built-in `hang()`, which only tests have, must not return.
+#[cfg(test)]
+pub(super) static HANG: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
 /// The functions a codec may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
@@ -115,6 +119,11 @@ impl Script {
     ) -> Result<Option<String>, CodecError> {
         let failed = |error: CaughtError<'js>| self.explain(engine, &error);
         evaluate::<()>(ctx, "prelude", PRELUDE).catch(ctx).map_err(failed)?;
+        #[cfg(test)]
+        Function::new(ctx.clone(), || drop(HANG.lock()))
+            .and_then(|hang| ctx.globals().set("hang", hang))
+            .catch(ctx)
+            .map_err(failed)?;
         evaluate::<()>(ctx, &self.file, &self.source).catch(ctx).map_err(failed)?;
         let call: Function = evaluate(ctx, "call", CALL).catch(ctx).map_err(failed)?;
         call.call((entry.name(), input)).catch(ctx).map_err(failed)

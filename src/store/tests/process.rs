@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use super::*;
@@ -65,27 +66,30 @@ fn what_was_kept_survives_kill_9() {
             .args(["--exact", "store::tests::process::victim", "--nocapture", "--test-threads=1"])
             .env(VICTIM, directory.path())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+        let mut output = BufReader::new(victim.stdout.take().unwrap());
         let mut left = 100 + round * 37 % 400;
+        let mut line = String::new();
         // Past the kill, what is still in the pipe was said too.
-        while let Some(Ok(line)) = lines.next() {
-            let number = |text: &str| text.parse::<u64>().ok();
-            // A line that the kill has cut is no promise.
-            match line.split_at_checked(1) {
-                Some(("+", text)) => kept.extend(number(text)),
-                Some(("-", text)) => removed.extend(number(text)),
-                Some(("?", text)) => removing.extend(number(text)),
-                _ => continue,
+        while output.read_line(&mut line).unwrap() > 0 {
+            let number = |text: &str| text.parse::<u64>().unwrap();
+            // A line that the kill has cut is no promise: half a number would be another one.
+            match line.strip_suffix('\n').and_then(|line| line.split_at_checked(1)) {
+                Some(("+", text)) => _ = kept.insert(number(text)),
+                Some(("-", text)) => _ = removed.insert(number(text)),
+                Some(("?", text)) => _ = removing.insert(number(text)),
+                // What the test harness says of itself.
+                _ => left += 1,
             }
+            line.clear();
             left -= 1;
             if left == 0 {
                 victim.kill().unwrap();
             }
         }
-        victim.wait().unwrap();
+        let status = victim.wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "round {round}: the victim ended by itself: {status}");
         let opened = open(directory.path());
         assert_eq!(opened.quarantined, None, "round {round}");
         let store = opened.run().unwrap();
