@@ -26,7 +26,8 @@
 //!    it: [`store::Receipt`]. 2. A queued message leaves on its PUBACK or PUBCOMP, or is counted: `hub::queue`. 3. QoS 2 is
 //!    exactly once across `kill -9`: identifiers follow from queue sequences, and a message goes out after its commit.
 //! 4. Order per publisher, topic and QoS, also through an outage. 5. A message acknowledged before its commit is due is
-//!    never written: `store::batch`. 6. Everything has a limit, a policy and a counter; a corrupt database is moved aside.
+//!    never written: `store::batch`. 6. Everything has a limit, a policy and a counter; of a damaged database
+//!    what can be read is kept.
 //! 7. No bytes of a peer panic, hang or allocate without bound. 8. A fault stays where it is: `supervise`. 9. A reload
 //!    applies the difference: [`gateway`]. 10. Loopback only without users, argon2id, TLS 1.2 or later, secrets unprintable.
 //!

@@ -98,9 +98,7 @@ fn verify(path: &Path) -> Result<ExitCode, InspectError> {
         return Ok(ExitCode::SUCCESS);
     }
     findings.iter().for_each(|finding| say(finding));
-    complain(
-        "damaged; `fieldgate store export` saves what can be read, and the gateway begins a new database by itself",
-    );
+    complain("damaged; the gateway saves what can be read when it starts, and `fieldgate store export` shows it");
     Ok(ExitCode::from(SYSTEM_ERROR))
 }
 

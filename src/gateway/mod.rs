@@ -78,11 +78,7 @@ impl Gateway {
         let directory = config.store.directory.display().to_string();
         let opened = Store::bind(config.store.clone(), clock.clone())
             .map_err(|source| BindError::Store { directory, source })?;
-        let quarantined = opened.quarantined.clone();
         let hub = Hub::new(config.hub.clone(), clock.clone(), Some(opened))?;
-        if let Some(path) = quarantined {
-            error!(path = %path.display(), "the database was unusable; it was moved aside and an empty one begun");
-        }
         let handle = Arc::new(Handle::new(config.name.as_str().into(), clock, hub, log));
         let mut bound = Vec::new();
         for part in part::parts(&config) {

@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use tracing::error;
 
 use super::batch::{Batch, Change, Row};
 use super::op::{self, first_sequence};
-use super::queue;
+use super::queue::{self, Count};
 use super::ranges::Ranges;
 use super::row::{Content, encode_extra, encode_flags};
 use super::schema::MAX_SLOT;
 use super::state::{Lanes, Queue, State};
+use super::sums;
 use super::topics::Topics;
 use super::{SessionId, SessionRecord, Sweep, Swept};
 use crate::clock::UnixMillis;
@@ -241,10 +243,12 @@ fn apply<'a>(
         }
         Change::PutSession(record) => put_session(connection, state, record),
         Change::DropSession(session) => drop_session(connection, state, *session),
-        Change::PutSubscription { session, filter, options, identifier } if state.has(*session) => connection
-            .prepare_cached("INSERT OR REPLACE INTO subscription VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![id(*session), filter, options, identifier])
-            .map(|_| ()),
+        Change::PutSubscription { session, filter, options, identifier } if state.has(*session) => {
+            let sql = "INSERT OR REPLACE INTO subscription VALUES (?1, ?2, ?3, ?4, ?5)";
+            let identifier = sums::optional(identifier.map(i64::from));
+            let values = [number(id(*session)), text(filter), number(i64::from(*options)), identifier];
+            sums::write(connection, "subscription", sql, values).map(|_| ())
+        }
         Change::DropSubscription { session, filter } => connection
             .prepare_cached("DELETE FROM subscription WHERE session = ?1 AND filter = ?2")?
             .execute(params![id(*session), filter])
@@ -254,10 +258,11 @@ fn apply<'a>(
             releases.entry(*session).or_default().insert_range(*sequence, *sequence);
             Ok(())
         }
-        Change::AddInbound { session, packet_id } if state.has(*session) => connection
-            .prepare_cached("INSERT OR IGNORE INTO inbound VALUES (?1, ?2)")?
-            .execute(params![id(*session), packet_id])
-            .map(|_| ()),
+        Change::AddInbound { session, packet_id } if state.has(*session) => {
+            let sql = "INSERT OR IGNORE INTO inbound VALUES (?1, ?2, ?3)";
+            let values = [number(id(*session)), number(i64::from(*packet_id))];
+            sums::write(connection, "inbound", sql, values).map(|_| ())
+        }
         Change::RemoveInbound { session, packet_id } => connection
             .prepare_cached("DELETE FROM inbound WHERE session = ?1 AND packet_id = ?2")?
             .execute(params![id(*session), packet_id])
@@ -278,20 +283,17 @@ fn put_session(connection: &Connection, state: &mut State, record: &SessionRecor
     };
     state.sessions.entry(record.id).or_insert_with(|| Lanes::new(Queue::empty(0, slot)));
     let millis = |interval: std::time::Duration| i64::try_from(interval.as_millis()).unwrap_or(i64::MAX);
-    connection
-        .prepare_cached(
-            "INSERT INTO session VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id) DO UPDATE SET
-             face = ?3, client_id = ?4, user = ?5, expiry_millis = ?6, detached_at = ?7",
-        )?
-        .execute(params![
-            id(record.id),
-            slot,
-            record.face,
-            record.client_id,
-            record.user,
-            record.expiry_interval.map(millis),
-            record.detached_at.map(|at| at.0),
-        ])?;
+    let values = [
+        number(id(record.id)),
+        number(slot),
+        number(i64::from(record.face)),
+        text(&record.client_id),
+        record.user.as_deref().map_or(ValueRef::Null, text),
+        sums::optional(record.expiry_interval.map(millis)),
+        sums::optional(record.detached_at.map(|at| at.0)),
+    ];
+    let sql = "INSERT OR REPLACE INTO session VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    sums::write(connection, "session", sql, values)?;
     let Some(will) = &record.will else {
         connection.prepare_cached("DELETE FROM will WHERE session = ?1")?.execute([id(record.id)])?;
         return Ok(());
@@ -361,7 +363,8 @@ pub(super) fn lane_slot(
         error!(session = session.0, lane, limit = MAX_SLOT, "too many lanes of sessions, its messages are not kept");
         return Ok(None);
     };
-    connection.prepare_cached("INSERT INTO lane VALUES (?1, ?2, ?3)")?.execute(params![id(session), lane, slot])?;
+    let values = [number(id(session)), number(i64::from(lane)), number(slot)];
+    sums::write(connection, "lane", "INSERT INTO lane VALUES (?1, ?2, ?3, ?4)", values)?;
     state.add_lane(session, lane, slot);
     Ok(Some(slot))
 }
@@ -369,12 +372,12 @@ pub(super) fn lane_slot(
 fn write_summaries(connection: &Connection, state: &mut State, all: bool) -> rusqlite::Result<()> {
     let mut write = |queue: &mut Queue| -> rusqlite::Result<()> {
         let Some(last) = queue.last else { return Ok(()) };
-        connection.prepare_cached("INSERT OR REPLACE INTO summary VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        write_summary(
+            connection,
             queue.slot,
             op::number(last),
-            queue.messages,
-            queue.bytes
-        ])?;
+            Count { messages: queue.messages, bytes: queue.bytes },
+        )?;
         queue.uncounted = false;
         Ok(())
     };
@@ -387,6 +390,22 @@ fn write_summaries(connection: &Connection, state: &mut State, all: bool) -> rus
         state.queue_mut(session, first_sequence(lane)).map_or(Ok(()), &mut write)?;
     }
     Ok(())
+}
+
+/// Writes what a slot holds up to the message with number `last`.
+pub(super) fn write_summary(connection: &Connection, slot: i64, last: u64, count: Count) -> rusqlite::Result<()> {
+    let sql = "INSERT OR REPLACE INTO summary VALUES (?1, ?2, ?3, ?4, ?5)";
+    let clamped = |number: u64| ValueRef::Integer(i64::try_from(number).unwrap_or(i64::MAX));
+    let values = [number(slot), clamped(last), clamped(count.messages), clamped(count.bytes)];
+    sums::write(connection, "summary", sql, values).map(|_| ())
+}
+
+fn number<'a>(number: i64) -> ValueRef<'a> {
+    ValueRef::Integer(number)
+}
+
+fn text(text: &str) -> ValueRef<'_> {
+    ValueRef::Text(text.as_bytes())
 }
 
 fn id(session: SessionId) -> i64 {

@@ -41,7 +41,9 @@ pub enum InspectError {
     Older(PathBuf),
     #[error("the database {path} cannot be read; export what can be saved with `fieldgate store export`")]
     Database { path: PathBuf, source: rusqlite::Error },
-    #[error("the database could not be used and was moved to {0}; nothing was purged")]
+    #[error(
+        "the database could not be used and was moved to {0}; what could be saved of it is kept, nothing was purged"
+    )]
     Quarantined(PathBuf),
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -170,9 +172,9 @@ pub fn purge(settings: &Settings, client_id: Option<&str>, clock: &Clock) -> Res
         return Err(InspectError::Missing(path));
     }
     let failed = |source| InspectError::Database { path: path.clone(), source };
-    let (mut database, _lock, quarantined) = open::open(settings, clock)?;
-    if let Some(aside) = quarantined {
-        return Err(InspectError::Quarantined(aside));
+    let (mut database, _lock, replaced) = open::open(settings, clock)?;
+    if let Some(replaced) = replaced {
+        return Err(InspectError::Quarantined(replaced.moved_to));
     }
     let sessions = sessions(&database.connection, &database.state).map_err(failed)?;
     let chosen: Vec<_> = sessions

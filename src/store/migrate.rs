@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use rusqlite::types::{Value, ValueRef};
-use rusqlite::{Connection, Row as SqlRow, params};
+use rusqlite::{Connection, Row as SqlRow, params, params_from_iter};
 use tracing::error;
 
 use super::SessionId;
@@ -12,6 +12,7 @@ use super::queue;
 use super::row::{Content, Grant, Malformed, parse_topic};
 use super::run::Run;
 use super::schema::{key_number, key_slot};
+use super::sums;
 use super::topics::Topics;
 
 /// Up to version 2: the row is a QoS 2 message that its receiver has taken, without content.
@@ -64,6 +65,25 @@ pub(super) fn pack_queues(connection: &Connection) -> rusqlite::Result<()> {
     add_checks(connection, "retained", "topic")?;
     add_checks(connection, "will", "session")?;
     connection.execute_batch("DROP TABLE queue_1")
+}
+
+/// From version 3 to 4, where the rows of the small tables have checks.
+pub(super) fn add_sums(connection: &Connection) -> rusqlite::Result<()> {
+    for table in sums::TABLES {
+        let mut statement = connection.prepare(&format!("SELECT * FROM {table}"))?;
+        let columns = statement.column_count();
+        let rows = statement.query_map([], |row| (0..columns - 1).map(|column| row.get(column)).collect())?;
+        let rows: Vec<Vec<Value>> = rows.collect::<rusqlite::Result<_>>()?;
+        let places: Vec<_> = (1..=columns).map(|column| format!("?{column}")).collect();
+        let mut replace =
+            connection.prepare(&format!("INSERT OR REPLACE INTO {table} VALUES ({})", places.join(", ")))?;
+        for mut row in rows {
+            let sum = sums::sum(table, row.iter().map(ValueRef::from));
+            row.push(Value::Integer(sum));
+            replace.execute(params_from_iter(row))?;
+        }
+    }
+    Ok(())
 }
 
 /// What a slot holds.

@@ -17,7 +17,8 @@
 //! | `database` `state` `topics` | a batch to SQL, and what is known without asking |
 //! | `queue` `run` `row` | the messages of the queues: packed into runs, taken out, swept, checked |
 //! | `read` | SQL to sessions, messages, pages |
-//! | `open` `wal` `schema` `migrate` | lock, check, quarantine, tables, migrations |
+//! | `open` `wal` `schema` `migrate` `sums` | lock, check, quarantine, tables, migrations, checks of rows |
+//! | `salvage` `pages` | what can be saved of a damaged database, read without SQLite |
 //! | `stats` `inspect` | what the operator sees, while it runs and from outside |
 
 mod batch;
@@ -27,20 +28,23 @@ pub mod inspect;
 mod migrate;
 mod op;
 mod open;
+mod pages;
 mod queue;
 mod ranges;
 mod read;
 mod receipt;
 mod row;
 mod run;
+mod salvage;
 mod schema;
 mod state;
 mod stats;
+mod sums;
 mod topics;
 mod wal;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -54,7 +58,7 @@ use crate::message::Message;
 use crate::observe::{Metrics, Observe, Status};
 use database::Database;
 use inbox::{Inbox, Load, Request};
-use open::Lock;
+use open::{Lock, Replaced};
 use stats::Stats;
 use writer::Writer;
 
@@ -124,8 +128,7 @@ pub enum ReadError {
 /// A store that is open and not yet running.
 #[derive(Debug)]
 pub struct Opened {
-    /// Where a database that could not be used was moved to; the store is empty and a person should look.
-    pub quarantined: Option<PathBuf>,
+    replaced: Option<Replaced>,
     settings: Settings,
     clock: Clock,
     database: Database,
@@ -133,6 +136,12 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// Where a database that could not be used was moved to; the store has what could be saved of it, and a person should
+    /// look.
+    pub fn quarantined(&self) -> Option<&Path> {
+        self.replaced.as_ref().map(|replaced| &*replaced.moved_to)
+    }
+
     /// All sessions with what hangs on them, in the order of their ids. The messages of their queues are read with
     /// [`Store::load`].
     ///
@@ -155,8 +164,9 @@ impl Opened {
     /// # Errors
     /// [`ReadError::Thread`] where the operating system refuses a thread.
     pub fn run(self) -> Result<Store, ReadError> {
-        let Self { quarantined, settings, clock, database, lock } = self;
+        let Self { replaced, settings, clock, database, lock } = self;
         let stats = Arc::new(Stats::default());
+        stats.replaced(replaced.as_ref());
         let inbox = Arc::new(Inbox::new(&settings, stats.clone()));
         let opened_at = clock.now();
         let limits = writer::Limits {
@@ -166,8 +176,7 @@ impl Opened {
         let writer = Writer::new(database, lock, inbox.clone(), stats.clone(), clock, limits);
         let thread = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
         let thread = Mutex::new(Some(thread.map_err(ReadError::Thread)?));
-        let quarantined = quarantined.map(|path| path.display().to_string());
-        Ok(Store(Arc::new(Running { inbox, stats, thread, opened_at, quarantined })))
+        Ok(Store(Arc::new(Running { inbox, stats, thread, opened_at })))
     }
 }
 
@@ -186,7 +195,6 @@ struct Running {
     stats: Arc<Stats>,
     thread: Mutex<Option<JoinHandle<()>>>,
     opened_at: UnixMillis,
-    quarantined: Option<String>,
 }
 
 impl Store {
@@ -196,8 +204,8 @@ impl Store {
     /// # Errors
     /// [`OpenError`] where the directory cannot be used, or another process uses it.
     pub fn bind(settings: Settings, clock: Clock) -> Result<Opened, OpenError> {
-        let (database, lock, quarantined) = open::open(&settings, &clock)?;
-        Ok(Opened { quarantined, settings, clock, database, lock })
+        let (database, lock, replaced) = open::open(&settings, &clock)?;
+        Ok(Opened { replaced, settings, clock, database, lock })
     }
 
     /// Takes the operations out of `ops`, to be written in their order. Never blocks on the disk. The operations of one
@@ -268,7 +276,7 @@ impl Drop for Running {
 
 impl Observe for Store {
     fn statuses(&self) -> Vec<Status> {
-        vec![self.0.stats.status(self.0.opened_at, self.0.quarantined.as_deref())]
+        vec![self.0.stats.status(self.0.opened_at)]
     }
 
     fn collect(&self, metrics: &mut Metrics) {

@@ -1,6 +1,7 @@
 //! From a directory to a usable database: the lock, the check, and what happens to a file that cannot be used.
 //!
-//! The gateway starts even with a damaged database: the file is moved aside, untouched, and a fresh one takes its place.
+//! The gateway starts even with a damaged database: the file is moved aside, untouched, and a new one with what could be
+//! saved of it takes its place.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -13,6 +14,7 @@ use tracing::{error, info, warn};
 
 use super::Settings;
 use super::database::Database;
+use super::salvage::{Salvaged, salvage};
 use super::schema::{APPLICATION_ID, PAGE_BYTES, VERSION, migrate};
 use super::wal;
 use crate::clock::Clock;
@@ -30,6 +32,12 @@ const CHECK_STEPS: i32 = 1000;
 const MAX_WAL_FILE_BYTES: u64 = 8 << 20;
 /// How many databases that were moved aside are kept; the oldest goes, or a bad disk would fill itself with them.
 const MAX_QUARANTINED: usize = 5;
+
+/// Behind the name of the database, while a new one is written and when it is complete.
+const HALF_SUFFIX: &str = ".salvage";
+const WHOLE_SUFFIX: &str = ".salvaged";
+/// How many queues that lost messages are named one by one.
+const MAX_QUEUES_LOGGED: usize = 20;
 
 /// How long another holder of the directory may take to leave.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -57,28 +65,33 @@ pub(super) struct Lock {
     _file: File,
 }
 
-/// Opens the database in the directory of `settings`; the path is that of a file that had to be moved aside.
-pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<(Database, Lock, Option<PathBuf>), OpenError> {
+/// A database that could not be used, and what took its place.
+#[derive(Clone, Debug)]
+pub(super) struct Replaced {
+    /// Where it is now.
+    pub moved_to: PathBuf,
+    /// What the new one has of it; `None` where that is nothing.
+    pub salvaged: Option<Salvaged>,
+}
+
+/// Opens the database in the directory of `settings`; says so where it had to be replaced.
+pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<(Database, Lock, Option<Replaced>), OpenError> {
     let directory = &settings.directory;
     fs::create_dir_all(directory).map_err(|source| OpenError::Directory { directory: directory.clone(), source })?;
     let lock = lock(directory)?;
     let path = directory.join(DATABASE_FILE);
     let failed = |source| OpenError::Database { path: path.clone(), source };
+    finish_replacing(&path).map_err(|source| OpenError::Quarantine { path: path.clone(), source })?;
     let (database, quarantined) = match open_database(&path) {
         Ok(database) => (database, None),
         Err(Trouble::System(source)) => return Err(failed(source)),
         Err(Trouble::Unusable(reason)) => {
-            let aside = quarantine(&path, clock)?;
-            error!(
-                %reason,
-                moved_to = %aside.display(),
-                "the database cannot be used and was moved aside; the gateway starts with an empty store"
-            );
+            let replaced = replace(&path, &reason, clock)?;
             let database = open_database(&path).map_err(|trouble| match trouble {
                 Trouble::System(source) => failed(source),
                 Trouble::Unusable(_) => failed(rusqlite::Error::InvalidQuery),
             })?;
-            (database, Some(aside))
+            (database, Some(replaced))
         }
     };
     database.set_max_bytes(settings.max_bytes).map_err(failed)?;
@@ -224,6 +237,60 @@ fn lock(directory: &Path) -> Result<Lock, OpenError> {
     Ok(Lock { _file: file })
 }
 
+/// Moves the database at `path` aside and puts in its place a new one with what can be saved of it, or nothing at all.
+/// Wherever that is interrupted, the next start comes upon either the old one or the new one as a whole.
+fn replace(path: &Path, reason: &str, clock: &Clock) -> Result<Replaced, OpenError> {
+    let failed = |source| OpenError::Quarantine { path: path.into(), source };
+    let (half, whole) = (with_suffix(path, HALF_SUFFIX), with_suffix(path, WHOLE_SUFFIX));
+    let salvaged = salvage(path, &with_suffix(path, "-wal"), &half);
+    if salvaged.is_ok() {
+        fs::rename(&half, &whole).map_err(failed)?;
+    } else {
+        let _ = fs::remove_file(&half);
+    }
+    let moved_to = quarantine(path, clock)?;
+    finish_replacing(path).map_err(failed)?;
+    let path = moved_to.display();
+    match &salvaged {
+        Ok(salvaged) => {
+            let Salvaged { sessions, subscriptions, retained, messages, lost, lost_rows, .. } = *salvaged;
+            let Salvaged { unreadable_pages, is_unfinished, .. } = *salvaged;
+            error!(
+                %reason, moved_to = %path, sessions, subscriptions, retained, messages, lost, lost_rows, unreadable_pages,
+                is_unfinished,
+                "the database is damaged and was moved aside; what could be read of it is kept. Check the disk, and delete \
+                 the file when it is not needed any more"
+            );
+            for (client_id, lost) in salvaged.queues.iter().take(MAX_QUEUES_LOGGED) {
+                error!(%client_id, lost, "messages of a queue were lost with the damaged database");
+            }
+        }
+        Err(error) => error!(
+            %reason, moved_to = %path, why_nothing_is_saved = %error,
+            "the database cannot be used and was moved aside; the gateway starts with an empty store"
+        ),
+    }
+    Ok(Replaced { moved_to, salvaged: salvaged.ok() })
+}
+
+/// Puts a database that was written to take the place of a damaged one there, if that has gone; otherwise begins again.
+fn finish_replacing(path: &Path) -> io::Result<()> {
+    let whole = with_suffix(path, WHOLE_SUFFIX);
+    let _ = fs::remove_file(with_suffix(path, HALF_SUFFIX));
+    if !whole.exists() {
+        return Ok(());
+    }
+    if path.exists() {
+        return fs::remove_file(whole);
+    }
+    // They belong to the one that has gone.
+    for suffix in ["-wal", "-shm"] {
+        let _ = fs::remove_file(with_suffix(path, suffix));
+    }
+    fs::rename(whole, path)?;
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
 /// Moves the database with its log to a name that says when; returns that name.
 fn quarantine(path: &Path, clock: &Clock) -> Result<PathBuf, OpenError> {
     let time: String = clock.now().to_string().chars().take(19).filter(|c| *c != '-' && *c != ':').collect();
@@ -232,7 +299,8 @@ fn quarantine(path: &Path, clock: &Clock) -> Result<PathBuf, OpenError> {
         _ => with_suffix(path, &format!(".corrupt-{time}Z-{number}")),
     };
     let aside = (0..).map(name).find(|aside| !aside.exists()).unwrap_or_else(|| name(0));
-    for suffix in ["-wal", "-shm", ""] {
+    // The log last: without its database nobody reads it.
+    for suffix in ["", "-wal", "-shm"] {
         match fs::rename(with_suffix(path, suffix), with_suffix(&aside, suffix)) {
             Err(source) if suffix.is_empty() || source.kind() != io::ErrorKind::NotFound => {
                 return Err(OpenError::Quarantine { path: path.into(), source });

@@ -5,6 +5,7 @@
 //! acknowledgement does not write the messages around it again. Where messages expire or are damaged, the run is written
 //! again without them, so that their room is free.
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 use tracing::error;
 
@@ -15,6 +16,7 @@ use super::row::row_check;
 use super::run::{Frame, Frames, Place, Run};
 use super::schema::{key_number, key_slot, queue_key, slot_keys};
 use super::state::{Queue, State};
+use super::sums;
 use super::topics::Spelling;
 use super::{SessionId, Sweep, Swept};
 use crate::clock::{RELEASED, UnixMillis};
@@ -195,8 +197,8 @@ pub(super) fn release(
 }
 
 fn put_released(connection: &Connection, slot: i64, sequence: u64) -> rusqlite::Result<bool> {
-    let mut insert = connection.prepare_cached("INSERT OR IGNORE INTO released VALUES (?1)")?;
-    Ok(insert.execute([queue_key(slot, sequence)])? == 1)
+    let values = [ValueRef::Integer(queue_key(slot, sequence))];
+    Ok(sums::write(connection, "released", "INSERT OR IGNORE INTO released VALUES (?1, ?2)", values)? == 1)
 }
 
 /// Removes what a session's queue holds from sequence `first` to `last`, both of one lane; returns how many messages there

@@ -20,6 +20,8 @@
 //! With all of the store around it (`examples/store.rs`, at the number of messages in a commit): 20 bytes: 2.9 at 52,
 //! 2.1 at 106, 1.6 at 448; 100 bytes: 2.3 at 54, 2.1 at 101, 1.8 at 410; 1000 bytes: 2.1 at 42, 2.0 at 561.
 
+use std::collections::HashMap;
+
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::migrate;
@@ -46,6 +48,7 @@ const MIGRATIONS: &[Step] = &[
     Step { sql: VERSION_1, then: |_| Ok(()) },
     Step { sql: VERSION_2, then: |_| Ok(()) },
     Step { sql: VERSION_3, then: migrate::pack_queues },
+    Step { sql: VERSION_4, then: migrate::add_sums },
 ];
 
 /// `slot` numbers a session within the keys of its queue and is used again when the session has gone.
@@ -102,8 +105,30 @@ const VERSION_3: &str = "
      ALTER TABLE retained ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE will ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;";
 
+/// Checks for the rows of the small tables, see `sums`.
+const VERSION_4: &str = "
+     ALTER TABLE session ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE subscription ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE inbound ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE lane ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE released ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE summary ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;";
+
 /// The version that this program reads and writes.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Makes a database that has nothing in it.
+pub(super) fn make(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL;"))?;
+    migrate(connection, 0)
+}
+
+/// The first page of each table.
+pub(super) fn roots(connection: &Connection) -> rusqlite::Result<HashMap<String, u32>> {
+    let mut select = connection.prepare("SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'")?;
+    let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
+}
 
 /// Brings the database from `version` to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &mut Connection, version: i32) -> rusqlite::Result<()> {

@@ -12,6 +12,7 @@ use super::op::{self, first_sequence};
 use super::queue::{Count, gone_check};
 use super::ranges::Ranges;
 use super::schema::{MAX_SLOT, key_number, key_sequence, key_slot, queue_key, slot_keys};
+use super::sums;
 use super::topics::Topics;
 
 #[derive(Debug, Default)]
@@ -79,7 +80,10 @@ impl Queue {
 }
 
 impl State {
+    /// # Errors
+    /// The database cannot be read, or a row that has to do with sessions is damaged.
     pub fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        sums::check_all(connection)?;
         let mut state = Self { topics: Topics::read(connection)?, ..Self::default() };
         // Lane 0 of every session comes first.
         let mut statement = connection.prepare_cached(

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use rusqlite::ErrorCode;
 
 use super::database::{Committed, Usage};
+use super::open::Replaced;
 use super::state::State;
 use crate::clock::UnixMillis;
 use crate::observe::{Health, Kind, Metrics, Status};
@@ -26,6 +27,8 @@ pub(super) struct Stats {
     pub refused: AtomicU64,
     /// Messages lost because their bytes on disk are not what was written.
     pub damaged: AtomicU64,
+    /// Databases that were damaged and replaced.
+    replacements: AtomicU64,
     pub failures: [AtomicU64; Failure::ALL.len()],
     /// Bytes that the writer's thread passed to the operating system.
     pub bytes_written: AtomicU64,
@@ -39,6 +42,16 @@ pub(super) struct Stats {
     full: AtomicBool,
     failing: AtomicBool,
     alarm: Mutex<Option<Alarm>>,
+    replacement: Mutex<Option<Replacement>>,
+}
+
+/// What became of a damaged database.
+#[derive(Clone, Debug)]
+struct Replacement {
+    moved_to: String,
+    messages: u64,
+    /// Messages that are known to be lost; `None` where nothing was saved.
+    lost: Option<u64>,
 }
 
 /// The store cannot write, since when and why.
@@ -141,6 +154,16 @@ impl Stats {
         begins
     }
 
+    /// A damaged database was replaced.
+    pub fn replaced(&self, replaced: Option<&Replaced>) {
+        let Some(Replaced { moved_to, salvaged }) = replaced else { return };
+        let lost = salvaged.as_ref().map(|salvaged| salvaged.lost);
+        self.damaged.fetch_add(lost.unwrap_or(0), Ordering::Relaxed);
+        self.replacements.fetch_add(1, Ordering::Relaxed);
+        let messages = salvaged.as_ref().map_or(0, |salvaged| salvaged.messages);
+        *self.replacement.lock() = Some(Replacement { moved_to: moved_to.display().to_string(), messages, lost });
+    }
+
     pub fn count_refused(&self, changes: usize) {
         self.refused.fetch_add(changes as u64, Ordering::Relaxed);
         if let Some(alarm) = &mut *self.alarm.lock() {
@@ -154,9 +177,10 @@ impl Stats {
         self.alarm.lock().take()
     }
 
-    pub fn status(&self, opened_at: UnixMillis, quarantined: Option<&str>) -> Status {
+    pub fn status(&self, opened_at: UnixMillis) -> Status {
         let alarm = self.alarm.lock().clone();
-        let (health, reason, since) = match (&alarm, quarantined) {
+        let replacement = self.replacement.lock().clone();
+        let (health, reason, since) = match (&alarm, &replacement) {
             (Some(Alarm { failure, error, since, .. }), _) => {
                 let hint = failure.hint();
                 let reason =
@@ -168,10 +192,14 @@ impl Stats {
                     .to_owned();
                 (Health::Degraded, Some(reason), opened_at)
             }
-            (None, Some(path)) => {
+            (None, Some(Replacement { moved_to, messages, lost })) => {
+                let lost = match lost {
+                    Some(lost) => format!("{messages} queued messages were saved, {lost} are known to be lost"),
+                    None => "nothing of it could be saved".to_owned(),
+                };
                 let reason = format!(
-                    "the database could not be used at the start and was moved to {path}; what it held is not delivered. \
-                     Export what can be saved with `fieldgate store export`, then delete it"
+                    "the database was damaged and moved to {moved_to}; {lost}. Check the disk; `fieldgate store export` \
+                     shows what the file holds, then delete it"
                 );
                 (Health::Degraded, Some(reason), opened_at)
             }
@@ -205,6 +233,7 @@ impl Stats {
             &self.cancelled,
         );
         counter("fieldgate_store_messages_damaged_total", "Messages lost to damage on the disk.", &self.damaged);
+        counter("fieldgate_store_replaced_total", "Damaged databases that were moved aside.", &self.replacements);
         counter("fieldgate_store_refused_total", "Changes that could not be kept.", &self.refused);
         counter("fieldgate_store_written_bytes_total", "Bytes written to files.", &self.bytes_written);
         for (failure, count) in Failure::ALL.iter().zip(&self.failures) {

@@ -163,7 +163,7 @@ fn everything_comes_back_after_a_restart() {
     store.close();
 
     let mut opened = open(directory.path());
-    assert_eq!(opened.quarantined, None);
+    assert_eq!(opened.quarantined(), None);
     let queue = QueueSummary { lane: 0, first: Some(11), last: Some(15), messages: 5, bytes: 4 * 5 };
     let expected =
         StoredSession { record: full, subscriptions: filters.to_vec(), inbound: vec![9], queues: vec![queue] };
@@ -292,7 +292,7 @@ fn a_dropped_session_leaves_nothing_behind_and_its_room_is_given_back() {
     keep(&store, ops);
     let file = directory.path().join(DATABASE_FILE);
     // Rows may still be in the log; what counts is what the database will be.
-    let total = |store: &Store| store.0.stats.status(UnixMillis(0), None).facts[3].1.parse::<u64>().unwrap();
+    let total = |store: &Store| store.0.stats.status(UnixMillis(0)).facts[3].1.parse::<u64>().unwrap();
     // The size is looked at after the receipts are settled.
     until("the size of what was kept", || total(&store) > 20_000_000);
     keep(&store, vec![Op::DropSession(S), enqueue(S, 30_001, message("t", "too late"), None)]);

@@ -7,6 +7,7 @@
 //! transaction begins only when the one before it is on disk. So a broken frame with a whole transaction and the
 //! beginning of another behind it is no torn write: messages that were acknowledged are lost.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::Path;
@@ -84,6 +85,67 @@ pub(super) fn check(path: &Path) -> io::Result<Condition> {
         at += frame.len();
     }
     Ok(if broken_at.is_some() { Condition::Torn } else { Condition::Whole })
+}
+
+/// Where a log holds the newest versions of pages, for reading a database that SQLite does not.
+#[derive(Debug, Default)]
+pub(super) struct Newest {
+    pub page_bytes: usize,
+    /// How many pages the database has.
+    pub count: u32,
+    /// Where in the log a page begins; `None` where its newest version is damaged.
+    pub pages: HashMap<u32, Option<u64>>,
+}
+
+/// Reads the log at `path` to its end, also behind frames that are damaged: each frame is checked by what stands in the
+/// one before it. Transactions count as far as they are complete; the last one must be whole too, or it may be a write
+/// that a power cut has torn. `page_bytes` is for a log whose header is damaged. `None` where it holds nothing.
+///
+/// # Errors
+/// The file is not there, or cannot be read.
+pub(super) fn newest_pages(path: &Path, page_bytes: usize) -> io::Result<Option<Newest>> {
+    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let mut header = [0; HEADER_BYTES];
+    if !read_whole(&mut file, &mut header)? {
+        return Ok(None);
+    }
+    let is_log = word(&header, 0) & !1 == MAGIC;
+    let in_header = word(&header, 8) as usize;
+    let is_size = is_log && in_header.is_power_of_two() && (512..=65_536).contains(&in_header);
+    let mut newest = Newest { page_bytes: if is_size { in_header } else { page_bytes }, ..Newest::default() };
+    let big_endian = if is_log { word(&header, 0) & 1 == 1 } else { cfg!(target_endian = "big") };
+    let mut whole = Checksum { big_endian, sums: [0, 0] };
+    whole.add(&header[..24]);
+    let mut salts = whole.agrees(&header[24..]).then(|| header[16..24].to_vec());
+    let mut before = [word(&header, 24), word(&header, 28)];
+    let mut frame = vec![0; FRAME_HEADER_BYTES + newest.page_bytes];
+    // The transaction being read, and the one before it, of which the next shows that it reached the disk.
+    let mut open = HashMap::new();
+    let mut last: Option<(u32, HashMap<_, _>)> = None;
+    let mut at = HEADER_BYTES as u64;
+    while read_whole(&mut file, &mut frame)? {
+        if frame[8..16] == *salts.get_or_insert_with(|| frame[8..16].to_vec()) {
+            if let Some((count, pages)) = last.take() {
+                newest.count = count;
+                newest.pages.extend(pages);
+            }
+            let mut sum = Checksum { big_endian, sums: before };
+            sum.add(&frame[..8]);
+            sum.add(&frame[FRAME_HEADER_BYTES..]);
+            let is_whole = sum.agrees(&frame[16..24]);
+            open.insert(word(&frame, 0), is_whole.then_some(at + FRAME_HEADER_BYTES as u64));
+            if is_commit(&frame) {
+                last = Some((word(&frame, 4), std::mem::take(&mut open)));
+            }
+        }
+        before = [word(&frame, 16), word(&frame, 20)];
+        at += frame.len() as u64;
+    }
+    if let Some((count, pages)) = last.filter(|(_, pages)| pages.values().all(Option::is_some)) {
+        newest.count = count;
+        newest.pages.extend(pages);
+    }
+    Ok((newest.count > 0).then_some(newest))
 }
 
 /// Whether the frame ends a transaction.

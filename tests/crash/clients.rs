@@ -72,6 +72,8 @@ pub struct Shared {
     written_off: AtomicUsize,
     /// What arrived, in its order.
     pub arrived: Mutex<Vec<Event>>,
+    /// What a publisher has sent a second time, because the first was not acknowledged: line and number.
+    pub sent_again: Mutex<BTreeSet<(usize, u32)>>,
     /// What arrived and was never published.
     pub wrong: Mutex<Vec<String>>,
 }
@@ -92,6 +94,7 @@ impl Shared {
             distinct: AtomicUsize::new(0),
             written_off: AtomicUsize::new(0),
             arrived: Mutex::default(),
+            sent_again: Mutex::default(),
             wrong: Mutex::default(),
         }
     }
@@ -182,6 +185,7 @@ impl Publisher<'_> {
             if message.received {
                 wire.acknowledge(0x62, message.packet_id())?;
             } else {
+                self.shared.sent_again.lock().unwrap().insert((self.index, message.number));
                 self.send(&mut wire, 0x08, message)?;
             }
         }

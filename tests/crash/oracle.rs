@@ -19,6 +19,15 @@ impl AtRisk {
     fn covers(&self, line: usize, number: u32) -> bool {
         !self.reported.is_empty() && (self.from[line]..self.to[line]).contains(&number)
     }
+
+    /// Whether a message that its publisher has sent twice may come behind others up to `highest`. Before it died the
+    /// gateway had some of what was not acknowledged yet, and delivers that; the publisher sends all of it again, in its
+    /// order, before anything new. Where the first copy of a message was destroyed and that of a later one was not, the
+    /// second copy is the first that arrives: in the order in which the gateway accepted what it still has. Whatever was
+    /// published after the damage stays behind all of them.
+    fn excuses_order(&self, line: usize, number: u32, highest: u32) -> bool {
+        self.covers(line, number) && highest < self.to[line]
+    }
 }
 
 /// What may be missing, and why.
@@ -79,6 +88,12 @@ impl Verdict {
         }
         verdict.find("acknowledged and lost", shared, &lost);
 
+        let sent_again = shared.sent_again.lock().unwrap();
+        let may_be_behind = |event: Event, highest| {
+            let Event { line, number, .. } = event;
+            sent_again.contains(&(line, number))
+                && excuses.damages.iter().any(|at_risk| at_risk.excuses_order(line, number, highest))
+        };
         for (topic, events) in &arrived {
             let line = &shared.lines[events[0].line];
             let (mut seen, mut highest) = (BTreeSet::new(), 0);
@@ -86,7 +101,7 @@ impl Verdict {
             for &event in events {
                 if !seen.insert(event.number) {
                     again.push(event);
-                } else if event.number < highest {
+                } else if event.number < highest && !may_be_behind(event, highest) {
                     behind.push(event);
                 }
                 highest = highest.max(event.number);
@@ -155,5 +170,38 @@ impl fmt::Display for Verdict {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of the first publisher as they arrived, all even, and so of one topic; 10 to 29 are at risk, and sent
+    /// again from 20 on. Returns those that came out of order.
+    fn out_of_order(numbers: &[u32], reported: &[&str]) -> usize {
+        let shared = Shared::new(100, true);
+        let event = |number| Event { line: 0, number, round: 0 };
+        shared.arrived.lock().unwrap().extend(numbers.iter().copied().map(event));
+        shared.sent_again.lock().unwrap().extend((20..30).map(|number| (0, number)));
+        let reported = reported.iter().map(|&line| line.to_owned()).collect();
+        let at_risk = AtRisk { from: vec![10, 0, 0, 0], to: vec![30, 0, 0, 0], what: String::new(), reported };
+        let excuses = Excuses { damages: vec![at_risk], ..Excuses::default() };
+        let acknowledged: Vec<_> = numbers.iter().copied().map(event).collect();
+        let verdict = Verdict::new(&shared, &[Fault::Damage], &acknowledged, &excuses);
+        assert_eq!(verdict.findings.is_empty(), verdict.total().reordered == 0);
+        verdict.total().reordered
+    }
+
+    #[test]
+    fn what_was_destroyed_unacknowledged_comes_again_behind_what_was_not() {
+        let all = [10, 12, 14, 16, 18, 24, 26, 20, 22, 24, 26, 28, 30];
+        assert_eq!(out_of_order(&all, &["a run is damaged"]), 0);
+        // Nobody has said that anything was destroyed.
+        assert_eq!(out_of_order(&all, &[]), 2);
+        // It was acknowledged, and never sent again.
+        assert_eq!(out_of_order(&[10, 14, 12, 16], &["a run is damaged"]), 1);
+        // Published after the damage.
+        assert_eq!(out_of_order(&[10, 30, 20, 22, 32], &["a run is damaged"]), 2);
     }
 }

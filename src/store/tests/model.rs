@@ -261,7 +261,7 @@ fn run(seed: u64) {
                     fs::copy(directory.path().join(name), copy.path().join(name)).unwrap();
                 }
                 let opened = open(copy.path());
-                assert_eq!(opened.quarantined, None);
+                assert_eq!(opened.quarantined(), None);
                 check(held_by(opened), &model, seed);
                 assert_eq!(inspect::verify(copy.path()).unwrap().findings, Vec::<String>::new());
             }

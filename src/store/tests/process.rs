@@ -91,7 +91,7 @@ fn what_was_kept_survives_kill_9() {
         let status = victim.wait().unwrap();
         assert_eq!(status.signal(), Some(9), "round {round}: the victim ended by itself: {status}");
         let opened = open(directory.path());
-        assert_eq!(opened.quarantined, None, "round {round}");
+        assert_eq!(opened.quarantined(), None, "round {round}");
         let store = opened.run().unwrap();
         let there: BTreeSet<u64> = sequences(&store, S).into_iter().collect();
         store.close();
