@@ -159,6 +159,8 @@ pub(super) struct Counters {
     pub held_back_nanos: AtomicU64,
     /// Sent at a lower QoS, or not retained, because the upstream cannot do better.
     pub lowered: AtomicU64,
+    /// Sent without the origin that their rule wants.
+    pub without_provenance: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -327,7 +329,8 @@ impl Observe for Shared {
     fn collect(&self, metrics: &mut Metrics) {
         let upstream = [("upstream", self.name.as_str())];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters { connections, failures, sent, received, held_back_nanos, lowered, dropped } = &self.counters;
+        let Counters { connections, failures, sent, received, held_back_nanos, lowered, without_provenance, dropped } =
+            &self.counters;
         let condition = self.condition.lock().clone();
         let phase = condition.phase;
         let connected = phase == Phase::Connected;
@@ -353,6 +356,9 @@ impl Observe for Shared {
         counter("fieldgate_upstream_messages_received_total", "Messages from the upstream.", count(received));
         let help = "Messages sent at a lower QoS or not retained, because the upstream cannot do better.";
         counter("fieldgate_upstream_messages_lowered_total", help, count(lowered));
+        let help =
+            "Messages sent without the `provenance` of their rule: empty, too large with it, or over MQTT 3.1.1.";
+        counter("fieldgate_upstream_messages_without_provenance_total", help, count(without_provenance));
         for (whose, end) in self.tls.lock().iter().flat_map(|tls| tls.ends(self.now())) {
             let labels = [("upstream", self.name.as_str()), ("certificate", whose)];
             let help = "When the own certificate, or the next authority of the `ca` file, expires.";

@@ -10,7 +10,8 @@
 //! | `settings` `rules` `url` | what the operator says, checked; pure |
 //! | `backoff` `schedule` | when to try again, and when at all; pure |
 //! | `rate` `drain` | how fast to send, and when a backlog will be gone; pure |
-//! | `sas` `words` `marks` | Azure's passwords, what refusals mean, what is written on messages; pure |
+//! | `sas` `words` | Azure's passwords, what refusals mean; pure |
+//! | `marks` `origin` | what is written on messages; pure |
 //! | `uplink` `terms` | the task: connect on the upstream's terms, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` `reporter` | what people and scrapes see |
@@ -24,6 +25,7 @@ mod dial;
 mod drain;
 mod handshake;
 mod marks;
+mod origin;
 pub mod proxy;
 pub mod rate;
 mod reporter;

@@ -28,7 +28,7 @@ pub struct RuleSettings {
     pub message_expiry: Option<Duration>,
     /// Put on each message, in place of those of the same name (MQTT 5.0). Values are templates, as names may be.
     pub user_properties: Vec<(String, String)>,
-    /// Out only: whether each message says where and when it comes from, in user properties (MQTT 5.0).
+    /// Out only: whether each message says where and when it comes from.
     pub provenance: Provenance,
     /// Out only: what is more urgent goes first, always.
     pub priority: Priority,
@@ -80,12 +80,16 @@ pub enum Retain {
     Never,
 }
 
-/// Whether a message carries its time, its number and this start of the gateway.
+/// Where a message carries its time, its number and this start of the gateway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Provenance {
+    /// Nowhere.
     #[default]
     Omit,
-    Add,
+    /// MQTT 5.0 only.
+    UserProperties,
+    /// In the payload, which becomes a JSON object if it is none.
+    Json,
 }
 
 /// A rule that was checked.
@@ -164,7 +168,7 @@ impl Rule {
 
     /// Whether messages of the rule say more of themselves than their publisher had them say.
     pub fn adds_properties(&self) -> bool {
-        self.provenance == Provenance::Add || !self.user_properties.is_empty()
+        self.provenance == Provenance::UserProperties || !self.user_properties.is_empty()
     }
 
     /// Puts this rule's user properties on a message that was published on `topic`.

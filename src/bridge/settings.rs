@@ -201,6 +201,7 @@ impl Settings {
             state_topic,
             max_hops: self.max_hops,
             max_rate: self.max_rate,
+            queue: format!("{gateway}/{}", self.name),
         })
     }
 
@@ -248,6 +249,8 @@ pub struct Checked {
     /// See [`Settings::max_hops`].
     pub max_hops: u8,
     pub max_rate: MaxRate,
+    /// What names the queue among those of other gateways: `GATEWAY/UPSTREAM`.
+    pub queue: String,
 }
 
 /// What is wrong with an upstream's settings.

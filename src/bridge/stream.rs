@@ -87,6 +87,8 @@ pub(super) struct Stream<'a> {
     /// Reasons that were logged on this connection already.
     told: Vec<&'static str>,
     topic: String,
+    /// A payload with its origin in it.
+    payload: Vec<u8>,
     /// The properties of a message that had none and is given none but that it crosses its first bridge: most of them.
     first_crossing: Properties,
 }
@@ -130,6 +132,7 @@ impl<'a> Stream<'a> {
             started: now,
             told: Vec::new(),
             topic: String::new(),
+            payload: Vec::new(),
             first_crossing,
         }
     }

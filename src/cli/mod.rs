@@ -81,12 +81,15 @@ Examples:
     Store(store::Arguments),
     /// Prove from a subscriber's record that no message is missing.
     ///
-    /// The record is JSON lines, with the numbers that `provenance: add` on an upstream's rules gives to messages, of one
-    /// gateway. Ends with 0 where nothing is missing or out of order, else with 1.
+    /// The record is what mosquitto_sub writes, or a payload a line, with the numbers that `provenance` on an upstream's
+    /// rules gives to messages; of one gateway or several. Ends with 0 where nothing is missing, out of order or twice at
+    /// QoS 2, else with 1.
     #[command(after_help = "\
 Examples:
   mosquitto_sub -V 5 -q 1 -c -i recorder -t 'plant-7/#' -F '%j' > record.jsonl
   fieldgate prove record.jsonl               are there gaps?
+  fieldgate prove record.jsonl -t '+/alarms/#'
+                                             and what came on these topics?
   fieldgate prove --format json < record.jsonl")]
     Prove(prove::Arguments),
     /// Hash a password for the `users:` section.

@@ -1,9 +1,11 @@
-//! `fieldgate prove`: whether a subscriber's record holds every message that a gateway has numbered.
+//! `fieldgate prove`: whether a subscriber's record holds every message that gateways have numbered.
 //!
-//! The record is JSON lines as `mosquitto_sub -V 5 -F '%j'` writes them, with what `provenance: add` puts into user
-//! properties. Within one stream of one gateway, each number is one more than the last; what was sent again comes under
-//! the number it had. After a restart (another boot id) the queue goes on where it was, or starts over if it was empty.
-//! A record is of one upstream of one gateway: boot ids do not say whose they are.
+//! The numbers are those of `provenance` on an upstream's rules, in user properties or in payloads. Within one stream of
+//! one queue, each is one more than the last; what was sent again comes under the number it had. After a restart (another
+//! boot id) the queue goes on where it was, or starts over if it was empty.
+
+mod ledger;
+mod record;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,17 +15,21 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::terminal::{complain, say};
+use super::terminal::{complain, printable, say};
 use super::{SYSTEM_ERROR, USER_ERROR};
-
-/// How many findings of each stream are spelled out.
-const SHOWN: usize = 20;
+use crate::config::summary::count;
+use crate::topic::TopicFilter;
+use ledger::{Fate, Findings, Gap, KEPT, Ledger};
+use record::{Line, Origin};
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The record; standard input if absent.
     #[arg(value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Also count what came on these topics; may be given several times.
+    #[arg(short, long = "topic", value_name = "FILTER", value_parser = filter)]
+    topics: Vec<TopicFilter>,
     /// How to answer.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -35,264 +41,285 @@ enum Format {
     Json,
 }
 
+fn filter(text: &str) -> Result<TopicFilter, String> {
+    TopicFilter::new(text).map_err(|error| error.to_string())
+}
+
 pub fn prove(arguments: &Arguments) -> ExitCode {
+    let mut proof = Proof::new(&arguments.topics);
     let read = match &arguments.record {
-        None => Proof::read(io::stdin().lock()),
-        Some(path) => File::open(path).and_then(|file| Proof::read(BufReader::new(file))),
+        None => proof.read(io::stdin().lock()),
+        Some(path) => File::open(path).and_then(|file| proof.read(BufReader::new(file))),
     };
-    let proof = match read {
-        Ok(proof) => proof,
-        Err(error) => {
-            let name = arguments.record.as_ref().map_or("standard input".into(), |path| path.display().to_string());
-            complain(&format!("{name} cannot be read: {error}"));
-            return ExitCode::from(SYSTEM_ERROR);
-        }
-    };
+    if let Err(error) = read {
+        let name = arguments.record.as_ref().map_or("standard input".into(), |path| path.display().to_string());
+        complain(&format!("{name} cannot be read: {error}"));
+        return ExitCode::from(SYSTEM_ERROR);
+    }
     match arguments.format {
         Format::Text => say(&proof.to_text()),
         Format::Json => say(&proof.to_json().to_string()),
     }
-    if proof.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(USER_ERROR) }
+    if proof.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(USER_ERROR) }
 }
 
 /// What a record shows.
 #[derive(Debug, Default)]
 struct Proof {
-    /// By the name in `fieldgate-stream`, empty for the one that every upstream has.
-    streams: BTreeMap<String, Stream>,
+    /// By queue and stream; empty for a queue that was not named, and for the stream that every upstream has.
+    ledgers: BTreeMap<(String, String), Ledger>,
+    topics: Vec<Tally>,
     /// Messages without a number, as those of QoS 0.
     unnumbered: u64,
-    /// Lines that are no JSON object.
+    /// Lines that are none of the forms of a record.
     unreadable: u64,
+    /// The first of those.
+    unreadable_line: u64,
 }
 
-#[derive(Debug, Default)]
-struct Stream {
-    messages: u64,
-    /// Each start of the gateway in the order in which it first came, and what came under it.
-    boots: Vec<Boot>,
-}
-
+/// What came on certain topics. The numbers of one queue run over all its topics, so nothing can be said of gaps.
 #[derive(Debug)]
-struct Boot {
-    id: String,
-    /// Numbers seen, as ranges that do not touch: first to last.
-    seen: BTreeMap<u64, u64>,
-    highest: u64,
+struct Tally {
+    filter: TopicFilter,
+    messages: u64,
     repeated: u64,
-    /// Numbers that came for the first time after a higher one.
-    disordered: Vec<u64>,
-}
-
-/// Numbers that are missing.
-#[derive(Debug, PartialEq, Eq)]
-struct Gap {
-    boot: String,
-    from: u64,
-    to: u64,
+    doubled: u64,
+    late: u64,
 }
 
 impl Proof {
-    fn read(record: impl BufRead) -> io::Result<Self> {
-        let mut proof = Self::default();
-        for line in record.split(b'\n') {
+    fn new(topics: &[TopicFilter]) -> Self {
+        let tally =
+            |filter: &TopicFilter| Tally { filter: filter.clone(), messages: 0, repeated: 0, doubled: 0, late: 0 };
+        Self { topics: topics.iter().map(tally).collect(), ..Self::default() }
+    }
+
+    fn read(&mut self, record: impl BufRead) -> io::Result<()> {
+        for (number, line) in (1..).zip(record.split(b'\n')) {
             let line = line?;
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            match serde_json::from_slice::<Value>(&line) {
-                Ok(Value::Object(message)) => proof.add(&Value::Object(message)),
-                _ => proof.unreadable += 1,
+            match Line::read(&line) {
+                Some(line) => self.add(number, &line),
+                None => {
+                    if self.unreadable == 0 {
+                        self.unreadable_line = number;
+                    }
+                    self.unreadable += 1;
+                }
             }
         }
-        Ok(proof)
+        Ok(())
     }
 
-    fn add(&mut self, message: &Value) {
-        let properties = &message["properties"]["user-properties"];
-        let property = |name: &str| properties[name].as_str();
-        let number = property("fieldgate-sequence").and_then(|number| number.parse().ok());
-        let (Some(number), Some(boot)) = (number, property("fieldgate-boot")) else {
+    fn add(&mut self, line_number: u64, line: &Line) {
+        if line.origins.is_empty() {
             self.unnumbered += 1;
-            return;
-        };
-        let stream = property("fieldgate-stream").unwrap_or_default();
-        self.streams.entry(stream.to_owned()).or_default().add(boot, number);
+        }
+        for Origin { queue, stream, boot, number, time } in &line.origins {
+            let ledger = self.ledgers.entry((queue.clone(), stream.clone())).or_default();
+            let fate = ledger.add(boot, *number, time, line.qos, line_number);
+            for tally in &mut self.topics {
+                if line.topic.as_ref().is_some_and(|topic| tally.filter.matches(topic)) {
+                    tally.add(fate);
+                }
+            }
+        }
     }
 
-    fn is_complete(&self) -> bool {
-        let sound = |stream: &Stream| stream.gaps().is_empty() && stream.disordered() == 0;
-        self.unreadable == 0 && !self.streams.is_empty() && self.streams.values().all(sound)
+    fn is_sound(&self) -> bool {
+        self.unreadable == 0 && !self.ledgers.is_empty() && self.ledgers.values().all(Ledger::is_sound)
     }
 
     fn to_text(&self) -> String {
         let mut lines = Vec::new();
-        for (stream, found) in &self.streams {
-            let name = if stream.is_empty() { "main stream".to_owned() } else { format!("stream {stream}") };
-            let gaps = found.gaps();
-            let missing: u64 = gaps.iter().map(|gap| gap.to - gap.from + 1).sum();
-            let verdict = if gaps.is_empty() && found.disordered() == 0 { "complete" } else { "NOT complete" };
-            lines.push(format!(
-                "{name}: {verdict}: {} messages, {missing} missing, {} out of order, {} repeated, {} starts of the gateway",
-                found.messages,
-                found.disordered(),
-                found.repeated(),
-                found.boots.len()
-            ));
-            for Gap { boot, from, to } in gaps.iter().take(SHOWN) {
-                let numbers = if from == to { format!("number {from}") } else { format!("numbers {from} to {to}") };
-                lines.push(format!("  missing: {numbers}, up to the start {boot}"));
-            }
-            let late = found.boots.iter().flat_map(|boot| boot.disordered.iter().map(move |number| (boot, number)));
-            for (boot, number) in late.take(SHOWN) {
-                lines.push(format!("  out of order: number {number} of the start {}", boot.id));
+        for ((queue, stream), ledger) in &self.ledgers {
+            let stream = if stream.is_empty() { "main stream".to_owned() } else { format!("stream {stream}") };
+            let name = if queue.is_empty() { stream } else { format!("{queue}, {stream}") };
+            lines.push(format!("{}: {}", printable(&name), describe(ledger)));
+            let gaps = ledger.gaps();
+            lines.extend(gaps.iter().take(KEPT).map(|gap| format!("  missing: {}", place(gap))));
+            lines.extend(rest(gaps.len() as u64));
+            let kinds =
+                [("out of order", &ledger.late), ("twice at QoS 2", &ledger.doubled), ("repeated", &ledger.repeated)];
+            for (what, Findings { count, first }) in kinds {
+                lines.extend(first.iter().map(|(number, line)| format!("  {what}: number {number} on line {line}")));
+                lines.extend(rest(*count));
             }
         }
-        if self.streams.is_empty() {
-            lines.push("no message has a number; set `provenance: add` on the rules, and record with MQTT 5".into());
+        for Tally { filter, messages, repeated, doubled, late } in &self.topics {
+            let messages = count(*messages, "message");
+            lines.push(format!(
+                "topics {}: {messages}, {late} out of order, {repeated} repeated, {doubled} twice at QoS 2",
+                printable(filter.as_str())
+            ));
+        }
+        if self.ledgers.is_empty() {
+            lines.push(
+                "no message has a number; set `provenance` on the rules, and record user properties (MQTT 5) or payloads"
+                    .into(),
+            );
         }
         if self.unnumbered > 0 {
-            lines.push(format!("{} messages without a number, of which nothing can be said", self.unnumbered));
+            lines.push(format!("{} without a number, of which nothing can be said", count(self.unnumbered, "message")));
         }
         if self.unreadable > 0 {
-            lines.push(format!("{} lines are not JSON objects; record with mosquitto_sub -F '%j'", self.unreadable));
+            lines.push(format!(
+                "{} not a message, the first is line {}; record with mosquitto_sub -F '%j'",
+                if self.unreadable == 1 { "1 line is".into() } else { format!("{} lines are", self.unreadable) },
+                self.unreadable_line
+            ));
         }
         lines.join("\n")
     }
 
     fn to_json(&self) -> Value {
-        let streams = self.streams.iter().map(|(stream, found)| {
-            let gaps = found.gaps();
-            let gaps: Vec<_> =
-                gaps.iter().map(|Gap { boot, from, to }| json!({ "boot": boot, "from": from, "to": to })).collect();
+        let findings = |findings: &Findings| {
+            let first = findings.first.iter().map(|(number, line)| json!({ "number": number, "line": line }));
+            json!({ "count": findings.count, "first": first.collect::<Vec<_>>() })
+        };
+        let streams = self.ledgers.iter().map(|((queue, stream), ledger)| {
+            let gaps = ledger.gaps();
+            let missing = missing(&gaps);
+            let gaps = gaps.iter().map(|gap| {
+                let Gap { from, to, after_line, before_line } = gap;
+                json!({ "from": from, "to": to, "after_line": after_line, "before_line": before_line })
+            });
             json!({
-                "stream": stream, "messages": found.messages, "boots": found.boots.len(),
-                "repeated": found.repeated(), "disordered": found.disordered(), "gaps": gaps,
+                "queue": queue, "stream": stream, "sound": ledger.is_sound(), "messages": ledger.messages,
+                "starts": ledger.starts(), "missing": missing, "gaps": gaps.collect::<Vec<_>>(),
+                "late": findings(&ledger.late), "doubled": findings(&ledger.doubled),
+                "repeated": findings(&ledger.repeated),
+            })
+        });
+        let topics = self.topics.iter().map(|Tally { filter, messages, repeated, doubled, late }| {
+            json!({
+                "filter": filter.as_str(), "messages": messages, "late": late, "doubled": doubled, "repeated": repeated,
             })
         });
         json!({
-            "complete": self.is_complete(), "streams": streams.collect::<Vec<_>>(),
+            "sound": self.is_sound(), "streams": streams.collect::<Vec<_>>(), "topics": topics.collect::<Vec<_>>(),
             "unnumbered": self.unnumbered, "unreadable": self.unreadable,
         })
     }
 }
 
-impl Stream {
-    fn add(&mut self, boot: &str, number: u64) {
+impl Tally {
+    fn add(&mut self, fate: Fate) {
         self.messages += 1;
-        let place = self.boots.iter().rposition(|known| known.id == boot).unwrap_or_else(|| {
-            let highest = number;
-            let boot = Boot { id: boot.into(), seen: BTreeMap::new(), highest, repeated: 0, disordered: Vec::new() };
-            self.boots.push(boot);
-            self.boots.len() - 1
-        });
-        self.boots[place].add(number);
-    }
-
-    fn repeated(&self) -> u64 {
-        self.boots.iter().map(|boot| boot.repeated).sum()
-    }
-
-    fn disordered(&self) -> usize {
-        self.boots.iter().map(|boot| boot.disordered.len()).sum()
-    }
-
-    /// Within a start of the gateway, and from one to the next: the queue goes on at most one behind what was sent, and
-    /// starts over with 0 where it was empty. Where a record begins cannot be told from a gap.
-    fn gaps(&self) -> Vec<Gap> {
-        let mut gaps = Vec::new();
-        for (at, boot) in self.boots.iter().enumerate() {
-            let first = boot.seen.keys().next().copied().unwrap_or_default();
-            if let Some(before) = at.checked_sub(1).map(|before| self.boots[before].highest)
-                && first > before + 1
-            {
-                gaps.push(Gap { boot: boot.id.clone(), from: before + 1, to: first - 1 });
-            }
-            for ((_, &last), (&next, _)) in boot.seen.iter().zip(boot.seen.iter().skip(1)) {
-                gaps.push(Gap { boot: boot.id.clone(), from: last + 1, to: next - 1 });
-            }
+        match fate {
+            Fate::Fine => {}
+            Fate::Repeated => self.repeated += 1,
+            Fate::Doubled => self.doubled += 1,
+            Fate::Late => self.late += 1,
         }
-        gaps
     }
 }
 
-impl Boot {
-    fn add(&mut self, number: u64) {
-        let below = self.seen.range(..=number).next_back().map(|(&first, &last)| (first, last));
-        if below.is_some_and(|(_, last)| last >= number) {
-            self.repeated += 1;
-            return;
-        }
-        if number < self.highest {
-            self.disordered.push(number);
-        }
-        self.highest = self.highest.max(number);
-        let first = below.filter(|(_, last)| last + 1 == number).map_or(number, |(first, _)| first);
-        let last = self.seen.remove(&(number + 1)).unwrap_or(number);
-        self.seen.insert(first, last);
+/// The verdict on one stream, and its numbers.
+fn describe(ledger: &Ledger) -> String {
+    let missing = missing(&ledger.gaps());
+    let (late, repeated, doubled) = (ledger.late.count, ledger.repeated.count, ledger.doubled.count);
+    let verdict = match () {
+        () if missing > 0 => "NOT complete",
+        () if late > 0 => "NOT in order",
+        () if doubled > 0 => "NOT exactly once",
+        () => "complete",
+    };
+    let (messages, starts) = (count(ledger.messages, "message"), count(ledger.starts() as u64, "start"));
+    let doubled = if doubled > 0 { format!(", {doubled} twice at QoS 2") } else { String::new() };
+    format!(
+        "{verdict}: {messages}, {missing} missing, {late} out of order{doubled}, {repeated} repeated, {starts} of the gateway"
+    )
+}
+
+fn missing(gaps: &[Gap]) -> u64 {
+    gaps.iter().map(|gap| gap.to - gap.from + 1).fold(0, u64::saturating_add)
+}
+
+/// A gap's numbers, and where in the record they should be.
+fn place(&Gap { from, to, after_line, before_line }: &Gap) -> String {
+    let numbers = if from == to { format!("number {from}") } else { format!("numbers {from} to {to}") };
+    match after_line {
+        Some(after_line) => format!("{numbers}, between line {after_line} and line {before_line}"),
+        None => format!("{numbers}, before line {before_line}"),
     }
+}
+
+/// Says how many findings are not spelled out.
+fn rest(count: u64) -> Option<String> {
+    let rest = count.saturating_sub(KEPT as u64);
+    (rest > 0).then(|| format!("  … and {rest} more"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A record of numbers, each with its boot id and stream.
-    fn record(messages: &[(&str, &str, u64)]) -> Proof {
-        let line = |(boot, stream, number): &(&str, &str, u64)| {
-            let mut properties = json!({ "fieldgate-sequence": number.to_string(), "fieldgate-boot": boot });
-            if !stream.is_empty() {
-                properties["fieldgate-stream"] = json!(stream);
-            }
-            json!({ "topic": "t", "properties": { "user-properties": properties } }).to_string()
-        };
-        let text: Vec<_> = messages.iter().map(line).collect();
-        Proof::read(text.join("\n\n").as_bytes()).unwrap()
+    fn proof(record: &str, topics: &[&str]) -> Proof {
+        let topics: Vec<_> = topics.iter().map(|topic| TopicFilter::new(topic).unwrap()).collect();
+        let mut proof = Proof::new(&topics);
+        proof.read(record.as_bytes()).unwrap();
+        proof
+    }
+
+    /// A line of `mosquitto_sub -F '%j'`, with what it shows in user properties.
+    fn line(queue: &str, stream: &str, number: u64, qos: u8) -> String {
+        let mut properties = json!({
+            "fieldgate-queue": queue, "fieldgate-sequence": number.to_string(), "fieldgate-boot": queue,
+            "fieldgate-time": format!("{number:09}"),
+        });
+        if !stream.is_empty() {
+            properties["fieldgate-stream"] = json!(stream);
+        }
+        json!({ "topic": format!("{queue}/t"), "qos": qos, "properties": { "user-properties": properties } })
+            .to_string()
     }
 
     #[test]
-    fn numbers_without_a_hole_are_complete_however_often_they_come() {
-        let check = |messages: &[(&str, &str, u64)], repeated: u64| {
-            let proof = record(messages);
-            assert!(proof.is_complete(), "{messages:?}: {}", proof.to_text());
-            assert_eq!(proof.streams.values().map(Stream::repeated).sum::<u64>(), repeated, "{messages:?}");
-        };
-        check(&[("a", "", 7), ("a", "", 8), ("a", "", 9)], 0);
-        check(&[("a", "", 0), ("a", "", 1), ("a", "", 0), ("a", "", 1), ("a", "", 2)], 2);
-        // The next start repeats what was not acknowledged, goes on, or starts over.
-        check(&[("a", "", 0), ("a", "", 1), ("b", "", 1), ("b", "", 2)], 0);
-        check(&[("a", "", 0), ("a", "", 1), ("b", "", 2)], 0);
-        check(&[("a", "", 8), ("a", "", 9), ("b", "", 0), ("b", "", 1)], 0);
-        check(&[("a", "", 0), ("a", "live", 0), ("a", "", 1), ("a", "live", 1)], 0);
+    fn one_record_may_be_of_several_gateways_and_streams() {
+        let both = [line("a/c", "", 0, 1), line("b/c", "", 7, 1), line("a/c", "high", 0, 1), line("a/c", "", 1, 1)];
+        let mut lines = both.to_vec();
+        lines.push(r#"{"value":1,"fieldgate":{"queue":"b/c","boot":"b/c","sequence":8,"time":"8"}}"#.into());
+        let sound = proof(&lines.join("\n\n"), &[]);
+        assert!(sound.is_sound(), "{}", sound.to_text());
+        lines.extend([line("b/c", "", 11, 1), line("a/c", "", 2, 2), line("a/c", "", 2, 2)]);
+        let unsound = proof(&lines.join("\n"), &["a/#", "+/c/t", "x"]);
+        assert!(!unsound.is_sound());
+        let expected = "\
+a/c, main stream: NOT exactly once: 4 messages, 0 missing, 0 out of order, 1 twice at QoS 2, 0 repeated, 1 start of the gateway
+  twice at QoS 2: number 2 on line 8
+a/c, stream high: complete: 1 message, 0 missing, 0 out of order, 0 repeated, 1 start of the gateway
+b/c, main stream: NOT complete: 3 messages, 2 missing, 0 out of order, 0 repeated, 1 start of the gateway
+  missing: numbers 9 to 10, between line 5 and line 6
+topics a/#: 5 messages, 0 out of order, 0 repeated, 1 twice at QoS 2
+topics +/c/t: 7 messages, 0 out of order, 0 repeated, 1 twice at QoS 2
+topics x: 0 messages, 0 out of order, 0 repeated, 0 twice at QoS 2";
+        assert_eq!(unsound.to_text(), expected);
+        let json = unsound.to_json();
+        assert_eq!(json["streams"][2]["gaps"], json!([{ "from": 9, "to": 10, "after_line": 5, "before_line": 6 }]));
+        assert_eq!(json["streams"][0]["doubled"], json!({ "count": 1, "first": [{ "number": 2, "line": 8 }] }));
+        assert_eq!((&json["sound"], &json["topics"][0]["messages"]), (&json!(false), &json!(5)));
     }
 
     #[test]
-    fn what_is_missing_or_late_is_named() {
-        let gaps = |messages: &[(&str, &str, u64)]| {
-            let proof = record(messages);
-            assert!(!proof.is_complete(), "{messages:?}");
-            let gaps = proof.streams.values().flat_map(Stream::gaps);
-            gaps.map(|gap| (gap.boot, gap.from, gap.to)).collect::<Vec<_>>()
-        };
-        assert_eq!(gaps(&[("a", "", 0), ("a", "", 2)]), [("a".to_owned(), 1, 1)]);
-        assert_eq!(gaps(&[("a", "", 0), ("a", "", 5), ("a", "", 9)]), [("a".to_owned(), 1, 4), ("a".to_owned(), 6, 8)]);
-        assert_eq!(gaps(&[("a", "", 3), ("b", "", 6)]), [("b".to_owned(), 4, 5)]);
-        assert_eq!(gaps(&[("a", "", 0), ("a", "live", 1), ("a", "", 1), ("a", "live", 3)]), [("a".to_owned(), 2, 2)]);
-        // Late, and nothing is missing.
-        assert_eq!(gaps(&[("a", "", 0), ("a", "", 2), ("a", "", 1)]), []);
-        let text = record(&[("a", "high", 0), ("a", "high", 2), ("a", "high", 1)]).to_text();
-        assert!(text.contains("stream high: NOT complete: 3 messages, 0 missing, 1 out of order"), "{text}");
+    fn many_findings_are_counted_and_the_first_are_shown() {
+        let lines: Vec<_> = (0..30).map(|number| line("a/c", "", number * 2, 1)).collect();
+        let text = proof(&lines.join("\n"), &[]).to_text();
+        assert!(text.contains("30 messages, 29 missing") && text.ends_with("… and 9 more"), "{text}");
+        assert_eq!(text.lines().count(), 1 + KEPT + 1);
     }
 
     #[test]
     fn a_record_that_shows_nothing_proves_nothing() {
         let check = |text: &str, expected: &str| {
-            let proof = Proof::read(text.as_bytes()).unwrap();
-            assert!(!proof.is_complete(), "{text}");
+            let proof = proof(text, &[]);
+            assert!(!proof.is_sound(), "{text}");
             assert!(proof.to_text().contains(expected), "{}", proof.to_text());
         };
         check("", "no message has a number");
-        check("{\"topic\":\"t\",\"payload\":\"1\"}\n", "1 messages without a number");
-        check("t 1\n", "1 lines are not JSON objects");
+        check("{\"topic\":\"t\",\"payload\":\"1\"}\n", "1 message without a number");
+        check(&format!("{}\n\nt 1\nt 2", line("a/c", "", 0, 1)), "2 lines are not a message, the first is line 3;");
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::terminal::{complain, say};
+use super::terminal::{complain, printable, say};
 use super::{DEFAULT_CONFIG, SYSTEM_ERROR, USER_ERROR, check, run};
 use crate::clock::Clock;
 use crate::config::Loaded;
@@ -114,9 +114,4 @@ fn purge(settings: &Settings, client: Option<&str>) -> Result<ExitCode, InspectE
     let purged = inspect::purge(settings, client, &Clock::start(&run::boot_id()))?;
     say(&format!("{} deleted", count(purged, "message")));
     Ok(ExitCode::SUCCESS)
-}
-
-/// Clients choose their names; they must not command the terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }

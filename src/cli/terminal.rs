@@ -18,6 +18,11 @@ pub fn complain(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Text of a peer, which must not command the terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+}
+
 /// Prints reports to standard error, in colour where a person reads them.
 pub fn show_reports(reports: &Reports) {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -383,10 +383,11 @@ macro_rules! words {
                     _ => Err(String::new()),
                 }
             }
+            // An older word for the same comes after the one that is shown.
+            #[allow(unreachable_patterns)]
             fn show(&self) -> String {
                 match self {
                     $($value => $word.to_owned(),)+
-                    #[allow(unreachable_patterns)]
                     _ => String::new(),
                 }
             }

@@ -26,7 +26,8 @@ words!(VersionChoice, "an MQTT version", "newest" => VersionChoice::Newest, "5" 
     "3.1.1" => VersionChoice::V3_1_1);
 words!(Retain, "what becomes of the retain flag", "as_published" => Retain::AsPublished, "never" => Retain::Never);
 words!(Priority, "a priority", "high" => Priority::High, "normal" => Priority::Normal, "low" => Priority::Low);
-words!(Provenance, "what messages say of their origin", "omit" => Provenance::Omit, "add" => Provenance::Add);
+words!(Provenance, "what messages say of their origin", "omit" => Provenance::Omit,
+    "user_properties" => Provenance::UserProperties, "json" => Provenance::Json, "add" => Provenance::UserProperties);
 
 impl Scalar for Url {
     const SHAPE: &'static str = "`mqtts://HOST[:PORT]`, `wss://HOST[:PORT]/PATH` or, unencrypted, `mqtt://…`, `ws://…`";
@@ -192,6 +193,14 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         let report = Report::warning(name_place, "this upstream forwards nothing");
         table.report(report.help("add `out: [ { filter: \"#\" } ]` or another rule"));
     }
+    let wants_properties =
+        |rule: &RuleSettings| rule.provenance == Provenance::UserProperties || !rule.user_properties.is_empty();
+    if settings.version == VersionChoice::V3_1_1 && settings.outgoing.iter().any(wants_properties) {
+        let place = table.place_of("version").unwrap_or(name_place);
+        let report =
+            Report::warning(place, "MQTT 3.1.1 has no user properties, so those of the `out` rules are left out");
+        table.report(report.help("take them out; `provenance: json` writes into the payload"));
+    }
     if let Err(error) = settings.check(gateway) {
         table.report(Report::error(name_place, "this upstream cannot work").label(describe(&error)));
     }
@@ -285,7 +294,7 @@ fn rules(table: &mut Table<'_>, direction: Direction, gateway: &str) -> Vec<Rule
         let user_properties = table.pairs::<String, String>("user_properties", meaning);
         let (mut provenance, mut priority, mut live_share) = (Provenance::Omit, Priority::Normal, None);
         if direction == Direction::Out {
-            let meaning = "Whether messages say their time, number and boot id in user properties (MQTT 5).";
+            let meaning = "Where messages say their time, number and boot id: in `user_properties` (MQTT 5) or, as `json`, in the payload.";
             provenance = table.value("provenance", meaning).or(provenance);
             priority = table.value("priority", "What is more urgent is sent first, always.").or(priority);
             let meaning = "As the upstream's, for these messages; the rules of one priority have one share, or 0%.";

@@ -19,7 +19,7 @@ fn receive_maximum(count: u16) -> [Property<'static>; 1] {
 }
 
 fn with_priority(filter: &str, priority: Priority) -> RuleSettings {
-    RuleSettings { priority, provenance: Provenance::Add, ..rule(filter, QoS::ExactlyOnce) }
+    RuleSettings { priority, provenance: Provenance::UserProperties, ..rule(filter, QoS::ExactlyOnce) }
 }
 
 /// Rules for alarms, which are urgent, for logs, which are not, and for the rest.
@@ -69,7 +69,7 @@ async fn what_is_urgent_goes_first_and_each_stream_counts_for_itself() {
 #[tokio::test]
 async fn live_values_do_not_wait_behind_a_backlog_and_each_stream_is_in_order() {
     let peer = Peer::bind().await;
-    let outgoing = vec![RuleSettings { provenance: Provenance::Add, ..rule("devices/#", QoS::ExactlyOnce) }];
+    let outgoing = vec![RuleSettings { provenance: Provenance::UserProperties, ..rule("devices/#", QoS::ExactlyOnce) }];
     let mut gateway = Gateway::start(Settings { outgoing, live_share: 50, ..settings(&peer) });
     gateway.publish_numbers(0..1000).await;
     let mut connection = peer.welcome(false, &receive_maximum(2)).await;

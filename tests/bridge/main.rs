@@ -7,6 +7,7 @@ mod lanes;
 mod loops;
 mod modes;
 mod peer;
+mod provenance;
 mod proxy;
 mod tls;
 
@@ -14,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fieldgate::bridge::backoff;
-use fieldgate::bridge::rules::{Naming, Provenance, RuleSettings};
+use fieldgate::bridge::rules::{Naming, RuleSettings};
 use fieldgate::bridge::{AddressOrder, Handle, Phase, Settings, Upstream, VersionChoice};
 use fieldgate::clock::Clock;
 use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Outcome, SubscribeOptions};
@@ -702,45 +703,6 @@ async fn a_long_backlog_drains_while_acknowledgements_are_read() {
     let mut connection = peer.welcome(false, &[]).await;
     assert_eq!(drain(&mut connection, &(COUNT - 1).to_string()).await, numbers(0..COUNT));
     gateway.drained().await;
-    gateway.stop().await;
-}
-
-#[tokio::test]
-async fn provenance_numbers_messages_without_a_gap_and_the_same_when_they_are_sent_again() {
-    let peer = Peer::bind().await;
-    let add = RuleSettings { provenance: Provenance::Add, ..rule("devices/#", QoS::AtLeastOnce) };
-    let mut gateway = Gateway::start(Settings { outgoing: vec![add], ..settings(&peer) });
-    let before = gateway.hub.clock().now().to_string();
-    gateway.publish_numbers(0..3).await;
-    let after = gateway.hub.clock().now().to_string();
-    let value = |publish: &Publish, name: &str| {
-        let found: Vec<_> = publish.user_properties.iter().filter(|(found, _)| found == name).collect();
-        assert!(found.len() <= 1, "{found:?}");
-        found.first().map(|(_, value)| value.clone())
-    };
-    let check = |publish: &Publish, number: u32| {
-        assert_eq!(publish.payload, number.to_string());
-        assert_eq!(value(publish, "fieldgate-sequence"), Some(number.to_string()));
-        assert_eq!(value(publish, "fieldgate-boot").as_deref(), Some("boot"));
-        value(publish, "fieldgate-time").unwrap()
-    };
-    let mut connection = peer.welcome(false, &[]).await;
-    let mut times = Vec::new();
-    for number in 0..3 {
-        times.push(check(&connection.next_publish().await, number));
-    }
-    assert!(times.is_sorted() && before <= times[0] && times[2] <= after, "{before} {times:?} {after}");
-    drop(connection);
-    let mut connection = peer.welcome(true, &[]).await;
-    for number in 0..3 {
-        let publish = connection.next_publish().await;
-        assert_eq!(check(&publish, number), times[number as usize], "the time is the message's, not the delivery's");
-        connection.puback(publish.id, ReasonCode::Success).await;
-    }
-    gateway.publish("devices/m/v", "unkept", QoS::AtMostOnce).await;
-    let publish = connection.next_publish().await;
-    assert_eq!(value(&publish, "fieldgate-sequence"), None);
-    assert!(value(&publish, "fieldgate-time").is_some());
     gateway.stop().await;
 }
 

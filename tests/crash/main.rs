@@ -69,7 +69,7 @@ fn plan(rounds: u64, faults: &[Fault]) -> Plan {
         faults,
         upstream,
         max_size: "2MiB",
-        rules: r##"{ filter: "plant/#", qos: 2, provenance: add }"##,
+        rules: r##"{ filter: "plant/#", qos: 2, provenance: user_properties }"##,
         unordered: &[],
         subscriber_queue: None,
         max_ahead: number("AHEAD", 20_000) as usize,

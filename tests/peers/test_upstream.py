@@ -359,12 +359,13 @@ def test_without_a_ca_file_the_system_says_whom_to_trust(cloud, tmp_path, monkey
         gateway.says("signed by an authority that is not in the system's root certificates")
 
 
-def test_a_record_of_mosquitto_sub_proves_that_nothing_is_missing(cloud, tmp_path):
+@pytest.mark.parametrize(("provenance", "version"), [("user_properties", "5"), ("json", "5"), ("json", "3.1.1")])
+def test_a_record_of_mosquitto_sub_proves_that_nothing_is_missing(cloud, tmp_path, provenance, version):
     cloud.start()
     numbered = ["-V", "5", "-q", "1", "-t", "plant-7/#", "-F", "%j", "-c", "-i", "keeper", "-x", "3600"]
     subprocess.run(cloud.subscriber(*numbered, "-E"), check=True, timeout=PATIENCE)
-    rules = 'out: [ { filter: "devices/#", remote_prefix: "{gateway}/", provenance: add } ]'
-    with running(Gateway(tmp_path / "gateway", to_mosquitto(cloud, version="5", rules=rules))) as gateway:
+    rules = f'out: [ {{ filter: "devices/#", remote_prefix: "{{gateway}}/", provenance: {provenance} }} ]'
+    with running(Gateway(tmp_path / "gateway", to_mosquitto(cloud, version=version, rules=rules))) as gateway:
         gateway.says("upstream connected")
         gateway.publish("devices/m/v", ["1", "two", "3"], 1)
         gateway.kill()

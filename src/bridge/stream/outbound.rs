@@ -3,7 +3,7 @@
 //! What the upstream's limits forbid is sent as they allow, or given up with a reason; nothing blocks what is behind it.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
@@ -11,15 +11,25 @@ use super::{ENCODE_AHEAD_BYTES, Stream};
 use crate::bridge::condition::DropReason;
 use crate::bridge::drain::{Note, Progress};
 use crate::bridge::marks;
-use crate::bridge::rules::{Provenance, Retain, Unmapped};
+use crate::bridge::origin::Origin;
+use crate::bridge::rules::{Provenance, Retain, Rule, Unmapped};
 use crate::bridge::words;
 use crate::clock::UnixMillis;
 use crate::hub::{Delivery, Outbound};
-use crate::message::QoS;
+use crate::message::{Message, QoS};
 use crate::proto::mqtt::{EncodeError, PublishHead};
 
 /// How many messages are taken from the session under one lock.
 const TAKE_MESSAGES: usize = 256;
+
+/// What was found out about a message before it is encoded.
+struct Crossing<'a> {
+    rule: &'a Rule,
+    /// Bridges that it has crossed when it arrives.
+    hops: u32,
+    dup: bool,
+    expiry: Option<Duration>,
+}
 
 impl Stream<'_> {
     /// Encodes what the session may send, as far ahead as is useful.
@@ -97,37 +107,67 @@ impl Stream<'_> {
     fn send(&mut self, delivery: &Delivery, now: Instant, wall: UnixMillis) -> Result<(), DropReason> {
         self.window.crossed_at = now;
         let message = &delivery.message;
-        let dup = delivery.dup && !self.is_new;
-        let rule =
-            self.rules.outgoing.map(message.topic.as_str(), &mut self.topic).map_err(|unmapped| match unmapped {
-                Unmapped::NoRule => DropReason::NoRule,
-                Unmapped::TooLong => DropReason::TopicTooLong,
-            })?;
-        let hops = marks::hops(message.properties.as_deref());
-        if hops >= self.rules.max_hops.into() {
+        let rules = self.rules;
+        let rule = rules.outgoing.map(message.topic.as_str(), &mut self.topic).map_err(|unmapped| match unmapped {
+            Unmapped::NoRule => DropReason::NoRule,
+            Unmapped::TooLong => DropReason::TopicTooLong,
+        })?;
+        let hops = marks::hops(message.properties.as_deref()) + 1;
+        if hops > rules.max_hops.into() {
             return Err(DropReason::Looped);
         }
+        let dup = delivery.dup && !self.is_new;
         let expiry = rule.remaining_expiry(message.remaining_expiry(wall), wall.since(message.accepted_at));
         // What the upstream may have begun to receive is not taken back.
         if expiry.is_some_and(|left| left.is_zero()) && !dup {
             return Err(DropReason::Expired);
         }
+        let crossing = Crossing { rule, hops, dup, expiry };
+        match self.encode(delivery, &crossing, rule.provenance, now) {
+            // Better without its origin than not at all.
+            Err(DropReason::TooLarge) if rule.provenance != Provenance::Omit => {
+                self.encode(delivery, &crossing, Provenance::Omit, now)
+            }
+            encoded => encoded,
+        }
+    }
+
+    /// Encodes one message with its origin where `provenance` says.
+    fn encode(
+        &mut self,
+        delivery: &Delivery,
+        crossing: &Crossing<'_>,
+        provenance: Provenance,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let (message, &Crossing { rule, hops, dup, expiry }) = (&delivery.message, crossing);
+        let is_5 = self.client.version().is_5();
+        let origin = Origin {
+            queue: &self.rules.queue,
+            time: message.accepted_at,
+            sequence: delivery.sequence,
+            boot: self.shared.hub.clock().boot_id(),
+        };
         let is_plain = message.properties.is_none() && !rule.adds_properties();
         let marked;
         let properties = match message.properties.as_deref() {
-            properties if !self.client.version().is_5() => properties,
+            properties if !is_5 => properties,
             None if is_plain => Some(&self.first_crossing),
             properties => {
                 let mut properties = properties.cloned().unwrap_or_default();
                 rule.add_properties(message.topic.as_str(), &mut properties);
-                marks::set_hops(&mut properties, hops + 1);
-                if rule.provenance == Provenance::Add {
-                    let boot = self.shared.hub.clock().boot_id();
-                    marks::set_provenance(&mut properties, message.accepted_at, delivery.sequence, boot);
+                marks::set_hops(&mut properties, hops);
+                if provenance == Provenance::UserProperties {
+                    origin.add_to(&mut properties);
                 }
                 marked = properties;
                 Some(&marked)
             }
+        };
+        let (payload, has_origin) = match provenance {
+            Provenance::Json if origin.write_into(&message.payload, &mut self.payload) => (&*self.payload, true),
+            Provenance::UserProperties => (&*message.payload, is_5),
+            Provenance::Json | Provenance::Omit => (&*message.payload, false),
         };
         let qos = delivery.qos.min(rule.qos);
         let retain = delivery.retain && rule.retain == Retain::AsPublished;
@@ -141,7 +181,7 @@ impl Stream<'_> {
             identifiers: &[],
             expiry,
             topic_alias: None,
-            payload: &message.payload,
+            payload,
         };
         let out = self.encoded.bytes.get_mut();
         let sent = self.client.publish(&head, usize::MAX, now, out).map_err(|error| match error {
@@ -157,7 +197,25 @@ impl Stream<'_> {
             Some(_) => self.window.sent(now),
             None => _ = counters.sent.fetch_add(1, Ordering::Relaxed),
         }
+        if rule.provenance != Provenance::Omit && !has_origin {
+            self.without_origin(message);
+        }
         Ok(())
+    }
+
+    /// A message went out without the origin that its rule wants.
+    fn without_origin(&mut self, message: &Message) {
+        self.shared.counters.without_provenance.fetch_add(1, Ordering::Relaxed);
+        let (topic, bytes, is_5) = (&message.topic, message.size(), self.client.version().is_5());
+        self.tell("provenance", |upstream| {
+            if message.payload.is_empty() {
+                warn!(upstream, %topic, "an empty payload stays empty, also where `provenance` is to stand in it; more like it are only counted");
+            } else if is_5 {
+                warn!(upstream, %topic, bytes, "a message would be larger with its `provenance` than the upstream accepts and went without; more like it are only counted");
+            } else {
+                warn!(upstream, "the upstream speaks MQTT 3.1.1, which has no user properties for `provenance`; `provenance: json` writes into payloads");
+            }
+        });
     }
 
     fn give_up(&mut self, delivery: &Delivery, reason: DropReason) {
