@@ -1,10 +1,11 @@
 //! One open database: the transaction that writes a batch, and the upkeep between transactions.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
-use tracing::error;
+use tracing::{debug, error};
 
 use super::batch::{Batch, Change, Row};
 use super::op::{self, first_sequence};
@@ -15,6 +16,7 @@ use super::schema::MAX_SLOT;
 use super::state::{Lanes, Queue, State};
 use super::sums;
 use super::topics::Topics;
+use super::wal;
 use super::{SessionId, SessionRecord, Sweep, Swept};
 use crate::clock::UnixMillis;
 use crate::message::Message;
@@ -141,8 +143,15 @@ impl Database {
         Ok(true)
     }
 
-    /// Shows that `bytes` can be written again after the disk was full or failed.
-    pub fn probe(&mut self, bytes: u32) -> rusqlite::Result<()> {
+    /// Shows that the disk can be relied on again: `bytes` can be written, and everything that the log holds is read,
+    /// written to the database and synced there. After a sync that failed an operating system may hold pages for clean
+    /// that never reached the disk: what counts as kept should not rest on a file in which that has happened.
+    pub fn settle(&mut self, bytes: u32) -> rusqlite::Result<()> {
+        self.probe(bytes)?;
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+
+    fn probe(&mut self, bytes: u32) -> rusqlite::Result<()> {
         self.transaction(|connection, _| {
             connection
                 .execute("INSERT OR REPLACE INTO queue VALUES (-1, 0, 0, 0, 0, 0, NULL, zeroblob(?1))", [bytes])?;
@@ -169,14 +178,26 @@ impl Database {
         let pages = |sql: &str| -> rusqlite::Result<u64> {
             self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
         };
-        let mut frames = self.connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
-        let frames = frames.query_row([], |row| row.get::<_, i64>(1))?;
         Ok(Usage {
             total: pages("PRAGMA page_count")? * self.page_bytes,
             free: pages("PRAGMA freelist_count")? * self.page_bytes,
             // Each frame has a header of 24 bytes.
-            wal: u64::try_from(frames).unwrap_or(0) * (self.page_bytes + 24),
+            wal: self.log_frames()?.unwrap_or(0) * (self.page_bytes + 24),
         })
+    }
+
+    /// What SQLite knows of in the log; `None` while there is no log.
+    fn log_frames(&self) -> rusqlite::Result<Option<u64>> {
+        let mut frames = self.connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+        frames.query_row([], |row| row.get::<_, i64>(1)).map(|frames| u64::try_from(frames).ok())
+    }
+
+    /// Takes out of the log what failed: see [`wal::cut`]. Where even that fails, the next transaction will do it.
+    fn cut_log(&self) {
+        let (Some(path), Ok(Some(frames))) = (self.connection.path(), self.log_frames()) else { return };
+        if let Err(error) = wal::cut(Path::new(&format!("{path}-wal")), frames, self.page_bytes) {
+            debug!(%error, "what could not be written stays in the log until the next transaction");
+        }
     }
 
     /// Limits the database file; less than it has now only stops growth.
@@ -199,6 +220,7 @@ impl Database {
             if !self.connection.is_autocommit() {
                 let _ = execute(&self.connection, "ROLLBACK");
             }
+            self.cut_log();
             // Where the disk cannot even be read now, the next use tries again.
             let _ = self.refresh();
         }

@@ -63,6 +63,15 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Whether its file system takes no writes any more, of which SQLite says no more than that writing failed.
+    pub fn is_read_only(&self) -> bool {
+        let opened = OpenOptions::new().write(true).open(&self.path);
+        opened.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
 }
 
 /// A database that could not be used, and what took its place.
@@ -234,7 +243,7 @@ fn lock(directory: &Path) -> Result<Lock, OpenError> {
     }
     // The number is only a help for the message above: on a full disk the lock holds without it.
     let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(Lock { _file: file })
+    Ok(Lock { _file: file, path })
 }
 
 /// Moves the database at `path` aside and puts in its place a new one with what can be saved of it, or nothing at all.

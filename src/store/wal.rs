@@ -148,6 +148,28 @@ pub(super) fn newest_pages(path: &Path, page_bytes: usize) -> io::Result<Option<
     Ok((newest.count > 0).then_some(newest))
 }
 
+/// Cuts the log at `path` off behind its first `frames`, which are all that SQLite knows of.
+///
+/// A transaction that could not be synced stands in the log behind them, whole. SQLite forgets it, and writes the next one
+/// over it; but whoever reads the log before that, as the next start does, takes it for committed. Of one that was longer
+/// than those after it, the end would stay, and look like damage.
+///
+/// # Errors
+/// The file cannot be cut, or it is not sure that a power cut would not bring the rest back.
+pub(super) fn cut(path: &Path, frames: u64, page_bytes: u64) -> io::Result<()> {
+    // Without a frame there is nothing to know from it: what it held is in the database.
+    let end = if frames == 0 { 0 } else { HEADER_BYTES as u64 + frames * (FRAME_HEADER_BYTES as u64 + page_bytes) };
+    let file = match File::options().write(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    if file.metadata()?.len() > end {
+        file.set_len(end)?;
+        file.sync_data()?;
+    }
+    Ok(())
+}
+
 /// Whether the frame ends a transaction.
 fn is_commit(frame: &[u8]) -> bool {
     word(frame, 4) != 0

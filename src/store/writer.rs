@@ -19,6 +19,8 @@ use crate::clock::Clock;
 /// The log is moved into the database when it holds this much. Larger would write a little less to flash, and make
 /// everyone wait longer while it happens.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
+/// While it cannot be moved the log goes on to grow up to here; what adds data is refused then.
+const MAX_LOG_BYTES: u64 = 64 << 20;
 /// While the disk refuses, how long until the next try; doubles up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// What must be writable again before the alarm ends, in bytes.
@@ -36,7 +38,7 @@ pub(super) struct Writer {
     stats: Arc<Stats>,
     clock: Clock,
     limits: Limits,
-    _lock: Lock,
+    lock: Lock,
     /// What the disk refused and must not be lost.
     kept: Batch,
     retry: Option<Retry>,
@@ -73,7 +75,7 @@ impl Writer {
     ) -> Self {
         let kept = Batch::default();
         let usage = Usage::default();
-        Self { database, inbox, stats, clock, limits, _lock: lock, kept, retry: None, usage, upkeep_at: None }
+        Self { database, inbox, stats, clock, limits, lock, kept, retry: None, usage, upkeep_at: None }
     }
 
     pub fn run(mut self) {
@@ -101,6 +103,9 @@ impl Writer {
                     let requests = unfinished.into_iter().map(Request::Load).chain(requests);
                     requests.for_each(|request| self.answer(request));
                     self.checkpoint_if_large();
+                    if self.retry.is_some_and(|retry| retry.at <= Instant::now()) {
+                        self.try_again();
+                    }
                     if last {
                         break;
                     }
@@ -122,22 +127,23 @@ impl Writer {
             self.refuse(&mut work);
             return self.keep(work);
         }
-        let whole = self.commit(&work);
-        let is_whole = whole.is_ok();
-        let written = whole.or_else(|error| {
+        if self.is_clogged() {
+            self.refuse(&mut work);
+        }
+        let written = self.commit(&work).or_else(|error| {
             self.note(&error);
             // What is left may make room, as removals do.
             if self.refuse(&mut work) > 0 && !work.is_empty() { self.commit(&work) } else { Err(error) }
         });
         match written {
             Ok(()) => {
-                let adds = is_whole && work.slots().any(|slot| slot.change.is_refusable());
                 work.satisfy();
-                self.retry = None;
-                if adds {
-                    self.recover();
-                } else if self.stats.is_failing() {
-                    self.retry_later(false);
+                // That one commit passed does not end the episode: see [`Database::settle`].
+                if self.retry.is_none_or(|retry| retry.blocked) {
+                    self.retry = None;
+                    if self.stats.is_failing() {
+                        self.retry_later(false);
+                    }
                 }
                 self.upkeep_at = Some(Instant::now() + IDLE);
             }
@@ -175,7 +181,10 @@ impl Writer {
     }
 
     fn note(&mut self, error: &rusqlite::Error) {
-        let failure = Failure::of(error);
+        let failure = match Failure::of(error) {
+            Failure::Io if self.lock.is_read_only() => Failure::ReadOnly,
+            failure => failure,
+        };
         if self.stats.failed(failure, error, self.clock.now()) {
             error!(%error, hint = failure.hint(), "the store cannot write; what must be kept is refused until it can");
         }
@@ -273,6 +282,11 @@ impl Writer {
         self.retry.is_some_and(|retry| retry.blocked && retry.at > Instant::now())
     }
 
+    /// The log cannot be moved into the database, and is as large as it may become.
+    fn is_clogged(&self) -> bool {
+        self.stats.is_failing() && self.usage.wal >= MAX_LOG_BYTES
+    }
+
     fn do_chores(&mut self) {
         let now = Instant::now();
         if self.retry.is_some_and(|retry| retry.at <= now) {
@@ -300,8 +314,7 @@ impl Writer {
             self.inbox.done(self.kept.bytes());
         }
         if self.kept.is_empty() && self.stats.is_failing() {
-            let probed = self.database.probe(PROBE_BYTES).and_then(|()| self.database.checkpoint());
-            match probed {
+            match self.database.settle(PROBE_BYTES) {
                 Ok(()) => self.recover(),
                 Err(error) => {
                     self.note(&error);

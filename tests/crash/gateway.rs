@@ -120,13 +120,19 @@ impl Gateway {
         self.log.lock().unwrap().last.iter().map(|line| format!("  {line}\n")).collect()
     }
 
-    /// The sum of a metric over all its labels that hold `label`.
-    pub fn metric(&self, name: &str, label: &str) -> u64 {
+    /// What the web UI answers, head and body.
+    pub fn get(&self, path: &str) -> String {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.web.expect("the web UI is on")));
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// The sum of a metric over all its labels that hold `label`.
+    pub fn metric(&self, name: &str, label: &str) -> u64 {
+        let text = self.get("/metrics");
         let mut values = text.lines().filter(|line| line.starts_with(name) && line.contains(label)).peekable();
         assert!(values.peek().is_some(), "no metric {name} with {label} in:\n{text}");
         values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()

@@ -1,0 +1,255 @@
+//! One client's connection, written by hand from the packet formats of MQTT 3.1.1 and 5.0: nothing of it is the
+//! gateway's code.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::PATIENCE;
+
+/// How long to wait for a packet before the next look at the clock.
+const TICK: Duration = Duration::from_millis(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V3_1_1,
+    V5,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    Clean,
+    Lasting,
+}
+
+pub struct Client {
+    stream: TcpStream,
+    read: Vec<u8>,
+    version: Version,
+    next_id: u16,
+    /// The payloads of the messages that came, in order.
+    pub heard: Vec<String>,
+}
+
+/// What became of something that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The acknowledgement's reason code; 0 where it has none.
+    Reason(u8),
+    Closed,
+    /// Nothing for as long as the question may take.
+    Silence,
+}
+
+impl Answer {
+    /// No more and no less than that it is kept.
+    pub const KEPT: Self = Self::Reason(0);
+    /// Quota exceeded.
+    pub const REFUSED: Self = Self::Reason(0x97);
+}
+
+impl Client {
+    /// Connects; the reason code of the CONNACK where it is refused.
+    pub fn try_connect(port: u16, id: &str, version: Version, session: Session) -> io::Result<Result<Self, u8>> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TICK))?;
+        let mut client = Self { stream, read: Vec::new(), version, next_id: 1, heard: Vec::new() };
+        let clean = u8::from(session == Session::Clean) << 1;
+        let mut body = b"\0\x04MQTT".to_vec();
+        match (version, session) {
+            (Version::V3_1_1, _) => body.extend([4, clean, 0, 0]),
+            (Version::V5, Session::Clean) => body.extend([5, clean, 0, 0, 0]),
+            // Session Expiry Interval: never.
+            (Version::V5, Session::Lasting) => body.extend(b"\x05\0\0\0\x05\x11\xff\xff\xff\xff"),
+        }
+        put_text(&mut body, id);
+        client.send(0x10, &body)?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some((0x20, body)) = client.receive()? {
+                return Ok(if body[1] == 0 { Ok(client) } else { Err(body[1]) });
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
+    #[track_caller]
+    pub fn connect(port: u16, id: &str, version: Version, session: Session) -> Self {
+        Self::try_connect(port, id, version, session).unwrap().expect("the connection is accepted")
+    }
+
+    /// Publishes and waits for the first answer, which for QoS 2 is PUBREC; a success is followed by the rest.
+    pub fn publish(&mut self, qos: u8, topic: &str, payload: &str) -> Answer {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.publish_as(id, qos, topic, payload)
+    }
+
+    /// As [`Client::publish`], under a packet identifier of the caller's choice.
+    pub fn publish_as(&mut self, id: u16, qos: u8, topic: &str, payload: &str) -> Answer {
+        if self.begin_publish(id, qos, topic, payload).is_err() {
+            return Answer::Closed;
+        }
+        match qos {
+            0 => Answer::KEPT,
+            1 => self.answer(0x40, id),
+            _ => match self.answer(0x50, id) {
+                Answer::KEPT => {
+                    if self.send(0x62, &id.to_be_bytes()).is_err() {
+                        return Answer::Closed;
+                    }
+                    self.answer(0x70, id)
+                }
+                other => other,
+            },
+        }
+    }
+
+    /// Sends a PUBLISH and waits for nothing.
+    pub fn begin_publish(&mut self, id: u16, qos: u8, topic: &str, payload: &str) -> io::Result<()> {
+        let mut body = Vec::new();
+        put_text(&mut body, topic);
+        if qos > 0 {
+            body.extend(id.to_be_bytes());
+        }
+        if self.version == Version::V5 {
+            body.push(0);
+        }
+        body.extend(payload.as_bytes());
+        self.send(0x30 | qos << 1, &body)
+    }
+
+    pub fn subscribe(&mut self, filter: &str, qos: u8) -> Answer {
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut body = id.to_be_bytes().to_vec();
+        if self.version == Version::V5 {
+            body.push(0);
+        }
+        put_text(&mut body, filter);
+        body.push(qos);
+        if self.send(0x82, &body).is_err() {
+            return Answer::Closed;
+        }
+        match self.answer(0x90, id) {
+            Answer::Reason(granted) if granted == qos => Answer::KEPT,
+            other => other,
+        }
+    }
+
+    /// Waits for the acknowledgement of one kind with this identifier. Messages that come meanwhile are taken.
+    pub fn answer(&mut self, kind: u8, id: u16) -> Answer {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match self.receive() {
+                Ok(Some((first, body))) if first & 0xf0 == kind && body[..2] == id.to_be_bytes() => {
+                    // SUBACK has properties in 5.0, and one reason code at its end.
+                    let reason = if kind == 0x90 { body.last() } else { body.get(2) };
+                    return Answer::Reason(reason.copied().unwrap_or(0));
+                }
+                Ok(Some((0xe0, _))) | Err(_) => return Answer::Closed,
+                Ok(_) => {}
+            }
+        }
+        Answer::Silence
+    }
+
+    /// Takes messages until `enough` says so.
+    #[track_caller]
+    pub fn hear_until(&mut self, enough: impl Fn(&[String]) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !enough(&self.heard) {
+            assert!(Instant::now() < deadline, "heard {} messages: {:?}", self.heard.len(), brief(&self.heard));
+            self.receive().expect("the connection stays");
+        }
+    }
+
+    fn send(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
+        let mut packet = vec![first];
+        let mut length = body.len();
+        loop {
+            packet.push((length % 128) as u8 | if length > 127 { 0x80 } else { 0 });
+            length /= 128;
+            if length == 0 {
+                break;
+            }
+        }
+        packet.extend(body);
+        self.stream.write_all(&packet)
+    }
+
+    /// The next packet, first byte and body; `None` where none comes for a moment. A PUBLISH is acknowledged.
+    fn receive(&mut self) -> io::Result<Option<(u8, Vec<u8>)>> {
+        let packet = loop {
+            if let Some(packet) = self.take() {
+                break packet;
+            }
+            let mut chunk = [0; 65536];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.read.extend(&chunk[..count]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let (first, body) = &packet;
+        match first & 0xf0 {
+            0x30 => self.take_publish(*first, body)?,
+            0x60 => self.send(0x70, &body[..2])?,
+            _ => {}
+        }
+        Ok(Some(packet))
+    }
+
+    fn take_publish(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
+        let qos = first >> 1 & 3;
+        let mut at = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));
+        let (id, rest) = body[at..].split_at(if qos > 0 { 2 } else { 0 });
+        at = body.len() - rest.len();
+        if self.version == Version::V5 {
+            let (length, used) = varint(&body[at..]).expect("whole");
+            at += used + length;
+        }
+        self.heard.push(String::from_utf8_lossy(&body[at..]).into_owned());
+        match qos {
+            0 => Ok(()),
+            1 => self.send(0x40, id),
+            _ => self.send(0x50, id),
+        }
+    }
+
+    fn take(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (length, used) = varint(self.read.get(1..)?)?;
+        let start = 1 + used;
+        let body = self.read.get(start..start + length)?.to_vec();
+        let first = self.read[0];
+        self.read.drain(..start + length);
+        Some((first, body))
+    }
+}
+
+/// The beginnings of messages, to be looked at.
+pub fn brief(messages: &[String]) -> Vec<&str> {
+    messages.iter().map(|message| message.split(' ').next().unwrap_or_default()).collect()
+}
+
+fn put_text(body: &mut Vec<u8>, text: &str) {
+    body.extend(u16::try_from(text.len()).expect("short").to_be_bytes());
+    body.extend(text.as_bytes());
+}
+
+/// A variable byte integer and how many bytes it takes; `None` while it is not complete.
+fn varint(bytes: &[u8]) -> Option<(usize, usize)> {
+    let (mut value, mut at) = (0, 0);
+    loop {
+        let byte = *bytes.get(at)?;
+        value |= usize::from(byte & 0x7f) << (7 * at);
+        at += 1;
+        if byte & 0x80 == 0 {
+            return Some((value, at));
+        }
+    }
+}
