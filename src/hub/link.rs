@@ -292,7 +292,11 @@ impl Link {
     fn repeated(&mut self, packet_id: PacketId, receipt: Option<&Arc<Receipt>>) -> Option<Outcome> {
         let id = packet_id.get();
         let mut state = self.session.state.lock();
-        if let Some(earlier) = state.inbound.get(&id) {
+        // One that could not be kept was never accepted. Its connection may have been closed before the failure was seen.
+        let has_failed = |earlier: &Arc<Receipt>| earlier.state() == ReceiptState::Failed;
+        if let Some(earlier) = state.inbound.get(&id)
+            && !earlier.as_ref().is_some_and(has_failed)
+        {
             return Some(answer_again(earlier.as_ref()));
         }
         state.inbound.insert(id, receipt.cloned());

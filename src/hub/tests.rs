@@ -462,3 +462,38 @@ fn room_that_another_publisher_was_quicker_to_take_is_refused() {
     assert_eq!((first.state(), second.state()), (store::ReceiptState::Failed, store::ReceiptState::Done));
     assert!(matches!(say(&mut a, "x", "2", QoS::AtLeastOnce), Outcome::Refused(Refusal::QuotaExceeded)));
 }
+
+#[test]
+fn what_could_not_be_kept_is_new_when_it_comes_again() {
+    let mut settings = Settings::default();
+    settings.limits.queue = QueueLimits { max_messages: 1, when_full: WhenFull::Reject, ..QueueLimits::default() };
+    let hub = Hub::new(settings, Clock::start("test"), None).unwrap();
+    let mut to = hub.attach(persistent("to")).unwrap();
+    subscribe(&mut to, "x", QoS::AtLeastOnce);
+    let publish = |link: &mut Link, payload: &'static str| {
+        let packet_id = PacketId::new(7);
+        match link.publish(Publish { qos: QoS::ExactlyOnce, packet_id, ..Publish::new("x", payload) }) {
+            Outcome::Pending(receipt) => receipt,
+            outcome => panic!("{outcome:?}"),
+        }
+    };
+    let (mut one, mut other) = (hub.attach(persistent("one")).unwrap(), client(&hub, "other"));
+    // Both see room, and the other is quicker to take it.
+    let receipts = [publish(&mut other, "other"), publish(&mut one, "one")];
+    other.flush();
+    one.flush();
+    assert_eq!(receipts.map(|receipt| receipt.state() == store::ReceiptState::Failed), [false, true]);
+    let mut taken = Vec::new();
+    to.take(&mut taken, 10);
+    let [Outbound::Publish(delivery)] = &taken[..] else { panic!("{taken:?}") };
+    to.acknowledge(delivery.packet_id.unwrap());
+    to.flush();
+
+    // A 3.x client is closed on, without a look at what else could not be kept, and sends everything again.
+    one.detach(false, None);
+    let mut one = hub.attach(persistent("one")).unwrap();
+    let receipt = publish(&mut one, "one");
+    one.flush();
+    assert_eq!(heard(&mut to), ["x=one 1"]);
+    assert_eq!(receipt.state(), store::ReceiptState::Done);
+}
