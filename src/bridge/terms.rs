@@ -24,6 +24,9 @@ pub(super) struct Terms {
     pub version: Version,
     /// Whether the upstream may rather take the other version.
     may_fall_back: bool,
+    /// Whether the last connection broke before there was an answer. Once, it was the line; twice in a row, it may be how
+    /// the upstream answers.
+    has_broken: bool,
     /// Whether a 3.1.1 upstream is told that we are a bridge, as Mosquitto's `try_private` does: one that knows the word
     /// does not send our own messages back. Some close the connection instead.
     is_bridge: bool,
@@ -41,6 +44,7 @@ impl Terms {
                 VersionChoice::V3_1_1 => Version::V3_1_1,
             },
             may_fall_back: choice == VersionChoice::Newest,
+            has_broken: false,
             is_bridge: true,
             will_retain: true,
             will_qos: QoS::AtLeastOnce,
@@ -72,6 +76,11 @@ impl Terms {
             answer_timeout: settings.keep_alive.min(ANSWER_TIMEOUT),
             ..Options::new(rules.client_id.as_str())
         }
+    }
+
+    /// The upstream has taken the CONNECT.
+    pub fn taken(&mut self) {
+        self.has_broken = false;
     }
 
     /// How many messages may be in flight, where the upstream allows `allowed`.
@@ -110,9 +119,11 @@ impl Terms {
                 let spoken = self.version.name();
                 // It was not the mark then.
                 self.is_bridge = true;
+                let may_be_the_line = matches!(unwelcome, Unwelcome::Closed(Some(_))) && !self.has_broken;
+                self.has_broken = may_be_the_line;
                 // Old brokers answer a version they do not know by closing, or in their own format. Which of the two
                 // it was cannot be told, so both versions take turns.
-                if self.may_fall_back {
+                if self.may_fall_back && !may_be_the_line {
                     self.version = if self.version == Version::V5 { Version::V3_1_1 } else { Version::V5 };
                 }
                 Some(match unwelcome {
@@ -133,5 +144,36 @@ impl Terms {
                 Some(format!("{url} accepted the connection but does not answer; is it an MQTT port?"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::bridge::words::Proof;
+
+    #[test]
+    fn a_line_that_breaks_is_not_taken_for_an_old_broker() {
+        let url = Url::parse("mqtt://broker").unwrap();
+        let who = Who { client_id: "gateway", username: None, proof: Proof::Given };
+        let mut terms = Terms::new(VersionChoice::Newest);
+        let broken = || Unwelcome::Closed(Some(io::ErrorKind::ConnectionReset.into()));
+        let mut check = |unwelcome: Option<Unwelcome>, expected: Version| {
+            match unwelcome {
+                Some(unwelcome) => _ = terms.refused(&url, unwelcome, who),
+                None => terms.taken(),
+            }
+            assert_eq!(terms.version, expected);
+        };
+        check(Some(broken()), Version::V5);
+        check(None, Version::V5);
+        check(Some(broken()), Version::V5);
+        check(Some(broken()), Version::V3_1_1);
+        // First without the mark of a bridge, then in turns again.
+        check(Some(Unwelcome::Closed(None)), Version::V3_1_1);
+        check(Some(Unwelcome::Closed(None)), Version::V5);
+        check(Some(Unwelcome::Closed(None)), Version::V3_1_1);
     }
 }

@@ -346,6 +346,7 @@ impl<'a> Uplink<'a> {
                 return Err(self.terms.refused(url, unwelcome, who).map_or(Attempt::Again, Attempt::Failed));
             }
         };
+        self.terms.taken();
         let greeted = self.meet(url, greeted, &mut transport).await?;
         let window = self.terms.window(greeted.client.limits().receive_maximum, &upstream.rules);
         let link = upstream
