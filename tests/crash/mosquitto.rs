@@ -16,13 +16,13 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
-    pub fn start(directory: &Path) -> Self {
+    pub fn start(directory: &Path, host: Ipv4Addr) -> Self {
         fs::create_dir_all(directory).unwrap();
         // Mosquitto does not say which port it took.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
         let (config, log) = (directory.join("mosquitto.conf"), directory.join("log"));
         let text = format!(
-            "user root\nlistener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n\
+            "user root\nlistener {port} {host}\nallow_anonymous true\nset_tcp_nodelay true\n\
              max_queued_messages 0\nmax_inflight_messages 0\n"
         );
         fs::write(&config, text).unwrap();
@@ -38,7 +38,7 @@ impl Mosquitto {
             .spawn();
         let mosquitto = Self { log, port, child: child.expect("mosquitto is installed (apt install mosquitto)") };
         let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        while TcpStream::connect((host, port)).is_err() {
             assert!(Instant::now() < deadline, "mosquitto does not start:\n{}", mosquitto.last_lines());
             thread::sleep(Duration::from_millis(10));
         }

@@ -137,6 +137,15 @@ impl Verdict {
         })
     }
 
+    /// All of it in one line.
+    pub fn summary(&self) -> String {
+        let Tally { rounds, acknowledged, lost, reported, duplicated, reordered, repeated } = self.total();
+        format!(
+            "{rounds} rounds, {acknowledged} acknowledged, {lost} lost, {reported} missing as reported, \
+             {duplicated} doubled, {reordered} reordered, {repeated} of QoS 1 repeated"
+        )
+    }
+
     fn tally(&mut self, fault: Fault) -> &mut Tally {
         self.tallies.entry(fault).or_default()
     }

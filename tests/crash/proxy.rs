@@ -1,4 +1,4 @@
-//! The line between gateway and upstream: passes bytes on, or does to them what lines do.
+//! A line that is this process: passes bytes on, or does to them what lines do. Needs nothing of the machine.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,19 +11,12 @@ use tokio::runtime::Runtime;
 use tokio::sync::{broadcast, watch};
 use tokio::time::sleep;
 
+use crate::line::Weather;
+
 /// 64 kbit/s.
 const SLOW_BYTES_PER_SECOND: u32 = 8_000;
 /// How long a half-open connection is held open at most; both ends have given it up long before.
 const HALF_OPEN: Duration = Duration::from_secs(60);
-
-/// What the line does with bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weather {
-    Clear,
-    Slow,
-    /// Nothing passes, and nobody is told.
-    Blackhole,
-}
 
 /// What happens to the connections that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,12 +10,15 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
+use crate::cable::{self, Cable};
 use crate::clients::{Event, Shared, publish, subscribe};
 use crate::damage::{Allows, damage};
 use crate::gateway::Gateway;
+use crate::line::{Dead, Line, Link, Weather};
 use crate::mosquitto::Mosquitto;
+use crate::namespaces::Disk;
 use crate::oracle::{AtRisk, Excuses, Verdict};
-use crate::proxy::{Proxy, Weather};
+use crate::proxy::Proxy;
 use crate::random::Random;
 
 /// Nothing has moved for so long that nothing will.
@@ -24,6 +27,11 @@ const STILL: Duration = Duration::from_millis(700);
 const LAST_WORDS: Duration = Duration::from_millis(300);
 /// Room for whatever a run keeps; only the disk can be full, and then the publisher is told.
 const PLENTY: &str = "max_messages: 100000000, max_bytes: 16GiB, when_full: reject";
+
+/// Clients connect again as fast as they can.
+const UNHURRIED: &str = "max_connection_rate: 0";
+/// The file system that gets full; the database alone leaves some room on it.
+const DISK: &str = "6m";
 
 /// What goes wrong in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,14 +48,16 @@ pub enum Fault {
     Blackhole,
     Slow,
     HalfOpen,
-    /// The gateway's database or disk is full, and it is killed now and then.
+    /// The gateway's database is full, and it is killed now and then.
     Full,
+    /// Something else has filled the gateway's disk, and it is killed now and then.
+    Disk,
     /// Bytes of the gateway's database change while it is dead.
     Damage,
 }
 
 impl Fault {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::KillGateway,
         Self::KillUpstream,
         Self::KillBoth,
@@ -56,10 +66,12 @@ impl Fault {
         Self::Slow,
         Self::HalfOpen,
         Self::Full,
+        Self::Disk,
         Self::Damage,
     ];
-    /// All that a gateway must survive without a loss.
-    pub const HARMLESS: &[Self] = Self::ALL.split_at(8).0;
+    /// All that a gateway must survive without a loss, and of these what needs nothing of the machine.
+    pub const HARMLESS: &[Self] = Self::ALL.split_at(9).0;
+    pub const PORTABLE: &[Self] = Self::ALL.split_at(8).0;
 
     pub fn name(self) -> &'static str {
         match self {
@@ -72,6 +84,7 @@ impl Fault {
             Self::Slow => "slow",
             Self::HalfOpen => "half_open",
             Self::Full => "full",
+            Self::Disk => "disk",
             Self::Damage => "damage",
         }
     }
@@ -97,6 +110,7 @@ pub struct Plan {
     pub seed: u64,
     pub faults: Vec<Fault>,
     pub upstream: Peer,
+    pub link: Link,
     /// The gateway's store is so small that it fills.
     pub max_size: &'static str,
     /// The upstream's `out` rules.
@@ -116,24 +130,24 @@ enum Upstream {
 }
 
 impl Upstream {
-    fn start_new(directory: &Path, plan: &Plan) -> Self {
+    fn start_new(directory: &Path, plan: &Plan, host: Ipv4Addr) -> Self {
         if plan.upstream == Peer::Mosquitto {
-            return Self::Mosquitto(Mosquitto::start(directory));
+            return Self::Mosquitto(Mosquitto::start(directory, host));
         }
         let limits = plan.subscriber_queue.unwrap_or("max_queued_messages: 100000000, max_queued_bytes: 16GiB");
         let config = format!(
             "store: {{ directory: data, max_size: 16GiB }}\nweb: {{ address: \"127.0.0.1:0\" }}\n\
-             limits: {{ {limits} }}\nlisteners: [ {{ name: local, address: 127.0.0.1:{{port}} }} ]\n"
+             limits: {{ {limits}, {UNHURRIED} }}\nallow_anonymous: always\n\
+             listeners: [ {{ name: local, address: {host}:{{port}} }} ]\n"
         );
         Self::Fieldgate(Gateway::start_new(directory, config, Vec::new()))
     }
 
-    fn address(&self) -> SocketAddr {
-        let port = match self {
+    fn port(&self) -> u16 {
+        match self {
             Self::Fieldgate(gateway) => gateway.port,
             Self::Mosquitto(mosquitto) => mosquitto.port,
-        };
-        (Ipv4Addr::LOCALHOST, port).into()
+        }
     }
 
     /// Mosquitto is left alone: what it acknowledged it forgets on `kill -9`, and after a restart in good order 2.0 repeats
@@ -166,7 +180,9 @@ struct Run<'a> {
     shared: Arc<Shared>,
     gateway: Gateway,
     upstream: Upstream,
-    line: Proxy,
+    line: Line,
+    /// Where the gateway's database is, if that can get full. It outlives the gateway.
+    disk: Option<Disk>,
     faults: Vec<Fault>,
     damages: Vec<AtRisk>,
     /// The last damage, and how many errors the gateway had logged before.
@@ -185,20 +201,32 @@ pub fn run(plan: &Plan) -> Verdict {
 }
 
 fn run_in(directory: &Path, plan: &Plan) -> Verdict {
-    let upstream = Upstream::start_new(&directory.join("upstream"), plan);
-    let line = Proxy::start(upstream.address());
+    let mut cable = (plan.link == Link::Netns).then(Cable::lay);
+    let hosts = match cable {
+        Some(_) => (cable::GATEWAY, cable::UPSTREAM),
+        None => (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST),
+    };
+    let under = cable.as_ref().map_or(Vec::new(), Cable::under);
+    let upstream = Upstream::start_new(&directory.join("upstream"), plan, hosts.1);
+    let upstream_address = SocketAddr::from((hosts.1, upstream.port()));
+    if let Some(cable) = &mut cable {
+        cable.lead_to(upstream.port());
+    }
+    let line = cable.map_or_else(|| Line::Proxy(Proxy::start(upstream_address)), Line::Cable);
     let shared = Arc::new(Shared::new(plan.max_ahead, plan.faults.contains(&Fault::Damage)));
     let record = directory.join("record.jsonl");
     let (sender, subscribed) = mpsc::channel();
     let subscriber = {
-        let (address, shared, record) = (upstream.address(), shared.clone(), File::create(&record).unwrap());
-        thread::spawn(move || subscribe(address, &shared, record, &sender))
+        let (shared, record) = (shared.clone(), File::create(&record).unwrap());
+        thread::spawn(move || subscribe(upstream_address, &shared, record, &sender))
     };
     subscribed.recv_timeout(PATIENCE).unwrap();
-    let gateway = Gateway::start_new(&directory.join("gateway"), gateway_config(plan, &line), Vec::new());
+    let home = directory.join("gateway");
+    let disk = plan.faults.contains(&Fault::Disk).then(|| Disk::mount(&home.join("data"), DISK));
+    let gateway = Gateway::start_new(&home, gateway_config(plan, hosts.0, &line), under);
     let publishers: Vec<_> = (0..shared.lines.len())
         .map(|index| {
-            let (address, shared) = (SocketAddr::from((Ipv4Addr::LOCALHOST, gateway.port)), shared.clone());
+            let (address, shared) = (SocketAddr::from((hosts.0, gateway.port)), shared.clone());
             thread::spawn(move || publish(address, index, &shared))
         })
         .collect();
@@ -210,6 +238,7 @@ fn run_in(directory: &Path, plan: &Plan) -> Verdict {
         gateway,
         upstream,
         line,
+        disk,
         faults: Vec::new(),
         damages: Vec::new(),
         open_damage: None,
@@ -228,7 +257,13 @@ fn run_in(directory: &Path, plan: &Plan) -> Verdict {
 
     assert!(!acknowledged.is_empty());
     let verdict = Verdict::new(&shared, &run.faults, &acknowledged, &excuses);
-    println!("seed {}, {:?} upstream\n{verdict}", plan.seed, plan.upstream);
+    println!(
+        "{verdict}\nseed {}, {:?} upstream, {} link: {}",
+        plan.seed,
+        plan.upstream,
+        plan.link.name(),
+        verdict.summary()
+    );
     assert!(
         verdict.findings.is_empty(),
         "seed {}: {}\ngateway:\n{}\nupstream:\n{}",
@@ -240,16 +275,16 @@ fn run_in(directory: &Path, plan: &Plan) -> Verdict {
     verdict
 }
 
-fn gateway_config(plan: &Plan, line: &Proxy) -> String {
+fn gateway_config(plan: &Plan, host: Ipv4Addr, line: &Line) -> String {
     let Plan { max_size, rules, .. } = plan;
     format!(
         "store: {{ directory: data, max_size: {max_size} }}\nweb: {{ enabled: false }}\n\
-         limits: {{ max_queued_messages: 100000000, max_queued_bytes: 16GiB }}\n\
-         listeners: [ {{ name: local, address: 127.0.0.1:{{port}} }} ]\n\
+         limits: {{ max_queued_messages: 100000000, max_queued_bytes: 16GiB, {UNHURRIED} }}\nallow_anonymous: always\n\
+         listeners: [ {{ name: local, address: {host}:{{port}} }} ]\n\
          upstreams:\n  - name: cloud\n    url: mqtt://{}\n    keep_alive: 1s\n    connect_timeout: 2s\n    \
          backoff: {{ base: 50ms, cap: 1s, stable: 5s }}\n    \
          out: [ {rules} ]\n    max_inflight_messages: 100\n    queue: {{ {PLENTY} }}\n",
-        line.address
+        line.address()
     )
 }
 
@@ -309,8 +344,10 @@ impl Run<'_> {
             }
             Fault::HalfOpen => {
                 let before = self.gateway.connections();
-                self.line.half_open();
+                let dead = *self.random.choose(&[Dead::Both, Dead::Incoming, Dead::Outgoing]);
+                self.line.half_open(dead);
                 self.until("the gateway notices that its connection is dead", |run| run.gateway.connections() > before);
+                self.line.set(Weather::Clear);
             }
             Fault::Full => {
                 self.line.set(Weather::Blackhole);
@@ -321,8 +358,27 @@ impl Run<'_> {
                     self.pause(0, 500);
                 }
                 self.line.set(Weather::Clear);
-                let arrived = self.shared.distinct.load(Ordering::Relaxed);
-                self.until("messages arrive again", |run| run.shared.distinct.load(Ordering::Relaxed) > arrived);
+                self.until_messages_arrive();
+            }
+            Fault::Disk => {
+                // Without a line everything must be kept, and there is no room; with one, what is kept could go.
+                if self.random.one_in(2) {
+                    self.line.set(Weather::Blackhole);
+                    self.pause(0, 300);
+                }
+                for _ in 0..=self.random.below(4) {
+                    self.disk().fill();
+                    self.pause(20, 300);
+                }
+                if self.random.one_in(3) {
+                    self.gateway.kill();
+                    self.disk().fill();
+                    self.start_all();
+                    self.pause(0, 300);
+                }
+                self.disk().free();
+                self.line.set(Weather::Clear);
+                self.until_messages_arrive();
             }
             Fault::Damage => self.damage(),
         }
@@ -399,6 +455,15 @@ impl Run<'_> {
         self.close_damage();
         self.keep_counters();
         Excuses { damages: std::mem::take(&mut self.damages), dropped: self.dropped, unordered: self.plan.unordered }
+    }
+
+    fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("the plan has this fault")
+    }
+
+    fn until_messages_arrive(&self) {
+        let arrived = self.shared.distinct.load(Ordering::Relaxed);
+        self.until("messages arrive again", |run| run.shared.distinct.load(Ordering::Relaxed) > arrived);
     }
 
     fn start_all(&mut self) {
