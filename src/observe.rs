@@ -113,6 +113,20 @@ impl Metrics {
         self.sample("gauge", name, help, labels, value);
     }
 
+    /// Adds a histogram; `name` is without the endings of its samples. `counts` are those of the values up to each of
+    /// `bounds`, which ascend, and above the bound before; the last is of what is above all of them.
+    pub fn histogram(&mut self, name: &'static str, help: &'static str, bounds: &[f64], counts: &[u64], sum: f64) {
+        let samples = self.family("histogram", name, help);
+        let mut count = 0;
+        let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+        for (bound, values) in bounds.zip(counts) {
+            count += values;
+            let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".into() };
+            let _ = writeln!(samples, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(samples, "{name}_sum {sum}\n{name}_count {count}");
+    }
+
     fn sample(
         &mut self,
         kind: &'static str,
@@ -121,12 +135,7 @@ impl Metrics {
         labels: &[(&str, &str)],
         value: f64,
     ) {
-        let found = self.families.iter().position(|family| family.name == name);
-        let index = found.unwrap_or_else(|| {
-            self.families.push(Family { name, help, kind, samples: String::new() });
-            self.families.len() - 1
-        });
-        let samples = &mut self.families[index].samples;
+        let samples = self.family(kind, name, help);
         samples.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
             let escaped = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
@@ -134,6 +143,16 @@ impl Metrics {
         }
         samples.push_str(if labels.is_empty() { " " } else { "} " });
         let _ = if value == f64::INFINITY { writeln!(samples, "+Inf") } else { writeln!(samples, "{value}") };
+    }
+
+    /// The samples of a name.
+    fn family(&mut self, kind: &'static str, name: &'static str, help: &'static str) -> &mut String {
+        let found = self.families.iter().position(|family| family.name == name);
+        let index = found.unwrap_or_else(|| {
+            self.families.push(Family { name, help, kind, samples: String::new() });
+            self.families.len() - 1
+        });
+        &mut self.families[index].samples
     }
 
     /// The whole scrape as text.
@@ -160,6 +179,16 @@ mod tests {
         let expected = "# HELP fieldgate_a_total As.\n# TYPE fieldgate_a_total counter\n\
              fieldgate_a_total{name=\"x\\\"y\"} 1\nfieldgate_a_total{name=\"z\",unit=\"2\"} 7\n\
              # HELP fieldgate_b Bs.\n# TYPE fieldgate_b gauge\nfieldgate_b 0.5\nfieldgate_b{name=\"y\"} +Inf\n";
+        assert_eq!(metrics.render(), expected);
+    }
+
+    #[test]
+    fn a_histogram_counts_up_to_each_bound() {
+        let mut metrics = Metrics::default();
+        metrics.histogram("fieldgate_h_seconds", "Hs.", &[0.001, 1.0], &[3, 0, 2], 7.5);
+        let expected = "# HELP fieldgate_h_seconds Hs.\n# TYPE fieldgate_h_seconds histogram\n\
+             fieldgate_h_seconds_bucket{le=\"0.001\"} 3\nfieldgate_h_seconds_bucket{le=\"1\"} 3\n\
+             fieldgate_h_seconds_bucket{le=\"+Inf\"} 5\nfieldgate_h_seconds_sum 7.5\nfieldgate_h_seconds_count 5\n";
         assert_eq!(metrics.render(), expected);
     }
 }

@@ -37,6 +37,13 @@ pub(super) struct Database {
     /// A rollback has left `state` behind, and it could not be read again yet.
     stale: bool,
     page_bytes: u64,
+    /// How often SQLite has synced a file: what its source says of a transaction that writes, of one that begins the log
+    /// anew (`walWriteFrames`), and of a checkpoint (`walCheckpoint`).
+    pub syncs: u64,
+    /// How many frames of the log are in the database.
+    moved: i64,
+    /// All of them are: the next transaction begins the log anew.
+    begins_log: bool,
 }
 
 /// What a commit did.
@@ -61,7 +68,7 @@ impl Database {
         connection.set_prepared_statement_cache_capacity(64);
         let page_bytes = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let state = State::read(&connection)?;
-        Ok(Self { connection, state, stale: false, page_bytes })
+        Ok(Self { connection, state, stale: false, page_bytes, syncs: 0, moved: 0, begins_log: false })
     }
 
     /// Writes everything in `batch` in one transaction, or nothing of it.
@@ -148,7 +155,9 @@ impl Database {
     /// that never reached the disk: what counts as kept should not rest on a file in which that has happened.
     pub fn settle(&mut self, bytes: u32) -> rusqlite::Result<()> {
         self.probe(bytes)?;
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        (self.syncs, self.begins_log) = (self.syncs + 2, true);
+        Ok(())
     }
 
     fn probe(&mut self, bytes: u32) -> rusqlite::Result<()> {
@@ -161,17 +170,34 @@ impl Database {
     }
 
     /// Moves what the write-ahead log holds into the database, so that the log can be overwritten.
-    pub fn checkpoint(&self) -> rusqlite::Result<()> {
-        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    pub fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        let (frames, moved): (i64, i64) =
+            self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
+        // Where a reader from outside holds the log there may be nothing that can be moved.
+        self.syncs += if moved == self.moved { 0 } else { 2 };
+        self.moved = moved;
+        self.begins_log = moved == frames;
+        Ok(())
     }
 
     /// Gives up to `bytes` of free pages back to the file system; takes effect with the next checkpoint.
-    pub fn vacuum(&self, bytes: u64) -> rusqlite::Result<()> {
+    pub fn vacuum(&mut self, bytes: u64) -> rusqlite::Result<()> {
         let pages = bytes / self.page_bytes;
         let mut statement = self.connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
+        drop(rows);
+        drop(statement);
+        self.count_sync();
         Ok(())
+    }
+
+    /// A transaction was written.
+    fn count_sync(&mut self) {
+        self.syncs += 1;
+        if std::mem::take(&mut self.begins_log) {
+            (self.syncs, self.moved) = (self.syncs + 1, 0);
+        }
     }
 
     pub fn usage(&self) -> rusqlite::Result<Usage> {
@@ -211,9 +237,13 @@ impl Database {
         work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
         self.refresh()?;
+        let before = self.connection.total_changes();
         let result = execute(&self.connection, "BEGIN IMMEDIATE")
             .and_then(|()| work(&self.connection, &mut self.state))
             .and_then(|done| execute(&self.connection, "COMMIT").map(|()| done));
+        if result.is_ok() && self.connection.total_changes() > before {
+            self.count_sync();
+        }
         if result.is_err() {
             self.stale = true;
             // SQLite rolls back by itself on some errors; then there is nothing left to roll back.

@@ -12,13 +12,22 @@ use super::state::State;
 use crate::clock::UnixMillis;
 use crate::observe::{Health, Kind, Metrics, Status};
 
+/// The bounds between which transactions are counted by how long they took, in milliseconds: from a good disk to an SD card
+/// that is busy with itself.
+const COMMIT_MILLIS: [u64; 11] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000];
+
 /// Written by the writer (and `cancelled` by submitters), read by whoever looks.
 #[derive(Debug, Default)]
 pub(super) struct Stats {
     pub commits: AtomicU64,
     pub commit_nanos: AtomicU64,
+    /// By how long they took; see [`COMMIT_MILLIS`].
+    commit_times: [AtomicU64; COMMIT_MILLIS.len() + 1],
+    pub syncs: AtomicU64,
     pub checkpoints: AtomicU64,
     pub checkpoint_nanos: AtomicU64,
+    /// Of `bytes_written`, what checkpoints wrote.
+    pub checkpoint_bytes: AtomicU64,
     pub changes: AtomicU64,
     pub written: AtomicU64,
     pub removed: AtomicU64,
@@ -113,12 +122,15 @@ impl Stats {
     pub fn committed(&self, committed: Committed, changes: usize, took: Duration) {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.commit_nanos.fetch_add(nanos(took), Ordering::Relaxed);
+        let class = COMMIT_MILLIS.iter().position(|&millis| took <= Duration::from_millis(millis));
+        self.commit_times[class.unwrap_or(COMMIT_MILLIS.len())].fetch_add(1, Ordering::Relaxed);
         self.changes.fetch_add(changes as u64, Ordering::Relaxed);
         self.written.fetch_add(committed.messages_written, Ordering::Relaxed);
         self.removed.fetch_add(committed.messages_removed, Ordering::Relaxed);
     }
 
-    pub fn checkpointed(&self, took: Duration) {
+    pub fn checkpointed(&self, took: Duration, bytes: u64) {
+        self.checkpoint_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.checkpoint_nanos.fetch_add(nanos(took), Ordering::Relaxed);
     }
@@ -213,7 +225,9 @@ impl Stats {
             ("database bytes", get(&self.database_bytes).to_string()),
             ("free bytes", get(&self.free_bytes).to_string()),
             ("commits", get(&self.commits).to_string()),
-            ("never written", get(&self.cancelled).to_string()),
+            ("disk syncs", get(&self.syncs).to_string()),
+            ("written bytes", get(&self.bytes_written).to_string()),
+            ("messages never written", get(&self.cancelled).to_string()),
         ];
         Status { kind: Kind::Store, name: "store".into(), parent: None, health, reason, since, facts }
     }
@@ -236,6 +250,8 @@ impl Stats {
         counter("fieldgate_store_replaced_total", "Damaged databases that were moved aside.", &self.replacements);
         counter("fieldgate_store_refused_total", "Changes that could not be kept.", &self.refused);
         counter("fieldgate_store_written_bytes_total", "Bytes written to files.", &self.bytes_written);
+        counter("fieldgate_store_checkpoint_bytes_total", "Of them, by checkpoints.", &self.checkpoint_bytes);
+        counter("fieldgate_store_syncs_total", "Times the disk had to keep what was written (fsync).", &self.syncs);
         for (failure, count) in Failure::ALL.iter().zip(&self.failures) {
             let labels = [("kind", failure.name())];
             metrics.counter("fieldgate_store_failures_total", "Transactions that failed.", &labels, get(count));
@@ -243,6 +259,13 @@ impl Stats {
         let mut timer = |name, help, value: &AtomicU64| metrics.seconds(name, help, &[], seconds(value));
         timer("fieldgate_store_commit_seconds_total", "Time spent in transactions.", &self.commit_nanos);
         timer("fieldgate_store_checkpoint_seconds_total", "Time spent in checkpoints.", &self.checkpoint_nanos);
+        metrics.histogram(
+            "fieldgate_store_commit_duration_seconds",
+            "How long transactions took.",
+            &COMMIT_MILLIS.map(|millis| millis as f64 / 1000.0),
+            &self.commit_times.each_ref().map(get),
+            seconds(&self.commit_nanos).as_secs_f64(),
+        );
         let mut gauge = |name, help, value: f64| metrics.gauge(name, help, &[], value);
         let float = |counter: &AtomicU64| get(counter) as f64;
         gauge("fieldgate_store_queue_messages", "Messages in queues on disk.", float(&self.queue_messages));

@@ -44,6 +44,8 @@ pub(super) struct Writer {
     retry: Option<Retry>,
     usage: Usage,
     upkeep_at: Option<Instant>,
+    /// Pages were given back, and the file still has them.
+    shrinks: bool,
 }
 
 /// From where on the store says that it is full.
@@ -75,7 +77,19 @@ impl Writer {
     ) -> Self {
         let kept = Batch::default();
         let usage = Usage::default();
-        Self { database, inbox, stats, clock, limits, lock, kept, retry: None, usage, upkeep_at: None }
+        Self {
+            database,
+            inbox,
+            stats,
+            clock,
+            limits,
+            lock,
+            kept,
+            retry: None,
+            usage,
+            upkeep_at: None,
+            shrinks: false,
+        }
     }
 
     pub fn run(mut self) {
@@ -305,6 +319,7 @@ impl Writer {
             }
         }
         self.look_at_usage();
+        self.checkpoint_if_large();
     }
 
     fn try_again(&mut self) {
@@ -340,25 +355,39 @@ impl Writer {
             self.database.vacuum(VACUUM_BYTES)?;
             let usage = self.database.usage()?;
             if usage.free < free {
+                self.shrinks = true;
                 return Ok(true);
             }
+        }
+        // The file becomes smaller with the next checkpoint, which on a quiet gateway may be days away.
+        if std::mem::take(&mut self.shrinks) {
+            self.checkpoint();
         }
         Ok(false)
     }
 
     fn checkpoint_if_large(&mut self) {
-        if self.usage.wal < CHECKPOINT_BYTES || self.retry.is_some() {
-            return;
+        if self.usage.wal >= CHECKPOINT_BYTES && self.retry.is_none() {
+            self.checkpoint();
         }
+    }
+
+    fn checkpoint(&mut self) {
         let started = Instant::now();
-        match self.database.checkpoint() {
-            Ok(()) => self.stats.checkpointed(started.elapsed()),
+        let written = self.stats.bytes_written.load(Ordering::Relaxed);
+        let done = self.database.checkpoint();
+        let took = started.elapsed();
+        self.look_at_usage();
+        match done {
+            Ok(()) => {
+                let bytes = self.stats.bytes_written.load(Ordering::Relaxed).saturating_sub(written);
+                self.stats.checkpointed(took, bytes);
+            }
             Err(error) => {
                 self.note(&error);
                 self.retry_later(false);
             }
         }
-        self.look_at_usage();
     }
 
     fn look_at_usage(&mut self) {
@@ -368,6 +397,7 @@ impl Writer {
         let used = self.usage.total - self.usage.free.min(self.usage.total);
         let is_full = used >= self.limits.bytes || self.database.state.messages >= self.limits.messages;
         self.stats.holds(&self.database.state, self.usage, is_full);
+        self.stats.syncs.store(self.database.syncs, Ordering::Relaxed);
         if let Some(bytes) = bytes_written_by_this_thread() {
             self.stats.bytes_written.store(bytes, Ordering::Relaxed);
         }
