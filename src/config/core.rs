@@ -88,8 +88,26 @@ pub(super) fn store(table: &mut Table<'_>) -> (store::Settings, Option<Duration>
             let report = Report::warning(place, "`commit_interval` has no effect without `durability: interval`");
             table.report(report.help("add `durability: interval`, or remove the line"));
         }
+        let max_commit_delay = table
+            .value(
+                "max_commit_delay",
+                "How long a message may wait, and its publisher for the acknowledgement, where its connected receivers \
+                 mostly acknowledge within this time: then it need not be written at all.",
+            )
+            .range(defaults.commit_delay..=Duration::from_secs(10))
+            .or(defaults.max_commit_delay);
+        let retained_interval = table
+            .value(
+                "retained_interval",
+                "How long a retained message that was published with QoS 0 may wait, so that of many on one topic only the \
+                 last is written.",
+            )
+            .range(Duration::from_millis(100)..=Duration::from_secs(86_400))
+            .or(defaults.retained_interval);
         let settings = store::Settings {
             directory,
+            max_commit_delay,
+            retained_interval,
             durability: match mode {
                 Durability::Commit => store::Durability::Commit,
                 Durability::Interval => store::Durability::Interval(interval),

@@ -451,7 +451,7 @@ impl Link {
         for run in &mut self.runs {
             for (message, receipt) in run.messages.iter().filter(|(message, _)| message.retain) {
                 self.hub.retain(message, receipt.as_ref(), &mut self.ops);
-                let due = if receipt.is_some() { Due::Now } else { Due::Later };
+                let due = if receipt.is_some() { Due::Now } else { Due::Eventually };
                 submit(self.hub.store(), &mut self.ops, due);
             }
             // A subscription made since the look-up has read the retained messages before or will get these live.

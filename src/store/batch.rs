@@ -12,6 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::op::{MAX_NUMBER, first_sequence, lane};
 use super::ranges::Ranges;
@@ -33,6 +34,8 @@ pub(super) struct Batch {
     /// Rows to delete, after everything in `slots`.
     removals: HashMap<SessionId, Ranges>,
     removed: usize,
+    /// When the first of `removals` is due.
+    removals_due: Option<Instant>,
     live: usize,
     bytes: usize,
     cancelled: u64,
@@ -43,6 +46,7 @@ pub(super) struct Batch {
 pub(super) struct Slot {
     pub change: Change,
     pub receipts: Receipts,
+    due: Instant,
     /// The change took the place of a removal that was not written: where it is refused, the removal comes back.
     over_removal: bool,
 }
@@ -118,42 +122,42 @@ impl Batch {
         Self { removals: HashMap::from([(session, Ranges::from_range(first, last))]), ..Self::default() }
     }
 
-    /// Adds an operation. Receipts that are settled by it at once are pushed to `satisfied`.
-    pub fn push(&mut self, op: Op, satisfied: &mut Vec<Arc<Receipt>>) {
+    /// Adds an operation that is `due` then. Receipts that are settled by it at once are pushed to `satisfied`.
+    pub fn push(&mut self, op: Op, due: Instant, satisfied: &mut Vec<Arc<Receipt>>) {
         match op {
             Op::PutSession(record) => {
-                self.replace(Key::Session(record.id), Change::PutSession(record), None);
+                self.replace(Key::Session(record.id), Change::PutSession(record), due, None);
             }
-            Op::DropSession(session) => self.replace(Key::Session(session), Change::DropSession(session), None),
+            Op::DropSession(session) => self.replace(Key::Session(session), Change::DropSession(session), due, None),
             Op::PutSubscription { session, filter, options, identifier, receipt } => {
                 let key = Key::Subscription(session, filter.clone());
-                self.replace(key, Change::PutSubscription { session, filter, options, identifier }, receipt);
+                self.replace(key, Change::PutSubscription { session, filter, options, identifier }, due, receipt);
             }
             Op::DropSubscription { session, filter } => {
                 let key = Key::Subscription(session, filter.clone());
-                self.replace(key, Change::DropSubscription { session, filter }, None);
+                self.replace(key, Change::DropSubscription { session, filter }, due, None);
             }
             Op::Enqueue { session, sequence, qos, retain, identifiers, shared, message, receipt } => {
                 let row = Row { session, sequence, qos, retain, identifiers, shared, message };
-                self.replace(Key::Row(session, sequence), Change::Enqueue(row), receipt);
+                self.replace(Key::Row(session, sequence), Change::Enqueue(row), due, receipt);
             }
             Op::Release { session, sequence, receipt } => {
-                self.replace(Key::Row(session, sequence), Change::Release { session, sequence }, receipt);
+                self.replace(Key::Row(session, sequence), Change::Release { session, sequence }, due, receipt);
             }
-            Op::Remove { session, first, last } => self.remove(session, first, last, satisfied),
+            Op::Remove { session, first, last } => self.remove(session, first, last, due, satisfied),
             Op::AddInbound { session, packet_id, receipt } => {
                 let key = Key::Inbound(session, packet_id);
-                self.replace(key, Change::AddInbound { session, packet_id }, receipt);
+                self.replace(key, Change::AddInbound { session, packet_id }, due, receipt);
             }
             Op::RemoveInbound { session, packet_id, receipt } => {
                 let key = Key::Inbound(session, packet_id);
-                self.replace(key, Change::RemoveInbound { session, packet_id }, receipt);
+                self.replace(key, Change::RemoveInbound { session, packet_id }, due, receipt);
             }
             Op::PutRetained(message, receipt) => {
-                self.replace(Key::Retained(message.topic.clone()), Change::PutRetained(message), receipt);
+                self.replace(Key::Retained(message.topic.clone()), Change::PutRetained(message), due, receipt);
             }
             Op::DropRetained(topic, receipt) => {
-                self.replace(Key::Retained(topic.clone()), Change::DropRetained(topic), receipt);
+                self.replace(Key::Retained(topic.clone()), Change::DropRetained(topic), due, receipt);
             }
         }
     }
@@ -165,13 +169,36 @@ impl Batch {
             return;
         }
         for slot in later.slots.into_iter().flatten() {
-            self.replace(slot.change.key(), slot.change, slot.receipts);
+            self.replace(slot.change.key(), slot.change, slot.due, slot.receipts);
         }
         for (session, ranges) in later.removals {
             let mine = self.removals.entry(session).or_default();
             ranges.iter().for_each(|(first, last)| mine.insert_range(first, last));
         }
         self.removed += later.removed;
+        self.removals_due = earlier(self.removals_due, later.removals_due);
+    }
+
+    /// Gives up a pending change of the topic's retained message, which another one will replace.
+    pub fn forget_retained(&mut self, topic: &TopicName) {
+        self.take(&Key::Retained(topic.clone()));
+    }
+
+    /// Whether a change of the topic's retained message is pending.
+    pub fn holds_retained(&self, topic: &TopicName) -> bool {
+        self.index.contains_key(&Key::Retained(topic.clone()))
+    }
+
+    /// When the first of what waits is due: that very time where it is to come, any of them where it has.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        let mut first = self.removals_due.filter(|_| !self.removals.is_empty());
+        for due in self.slots().map(|slot| slot.due) {
+            if first.is_some_and(|first| first <= now) {
+                break;
+            }
+            first = earlier(first, Some(due));
+        }
+        first
     }
 
     /// Takes out what is refused when it cannot be written; what must not be lost stays.
@@ -180,8 +207,7 @@ impl Batch {
         for entry in &mut self.slots {
             if entry.as_ref().is_some_and(|slot| slot.change.is_refusable()) {
                 let slot = entry.take();
-                let removal = slot.as_ref().and_then(Slot::removal);
-                *entry = removal.map(|change| Slot { change, receipts: Receipts::default(), over_removal: false });
+                *entry = slot.as_ref().and_then(Slot::removal);
                 refused.extend(slot);
             }
         }
@@ -296,10 +322,10 @@ impl Batch {
         self.bytes + self.removals.values().map(Ranges::len).sum::<usize>() * 32
     }
 
-    fn remove(&mut self, session: SessionId, first: u64, last: u64, satisfied: &mut Vec<Arc<Receipt>>) {
+    fn remove(&mut self, session: SessionId, first: u64, last: u64, due: Instant, satisfied: &mut Vec<Arc<Receipt>>) {
         if self.index.is_empty() {
             // As while a backlog drains.
-            return self.remove_stored(session, first..last + 1);
+            return self.remove_stored(session, first..last + 1, due);
         }
         // What is on disk begins here, as far as the search for what is not has come.
         let mut stored = first;
@@ -309,15 +335,16 @@ impl Batch {
             satisfied.extend(slot.receipts);
             if !is_stored {
                 self.cancelled += 1;
-                self.remove_stored(session, stored..sequence);
+                self.remove_stored(session, stored..sequence, due);
                 stored = sequence + 1;
             }
         }
-        self.remove_stored(session, stored..last + 1);
+        self.remove_stored(session, stored..last + 1, due);
     }
 
-    fn remove_stored(&mut self, session: SessionId, sequences: Range<u64>) {
+    fn remove_stored(&mut self, session: SessionId, sequences: Range<u64>, due: Instant) {
         if !sequences.is_empty() {
+            self.removals_due = earlier(self.removals_due, Some(due));
             self.removals.entry(session).or_default().insert_range(sequences.start, sequences.end - 1);
             self.removed += usize::try_from(sequences.end - sequences.start).unwrap_or(usize::MAX);
         }
@@ -328,20 +355,21 @@ impl Batch {
         self.slots[at].as_ref().map(|slot| &slot.change)
     }
 
-    fn replace(&mut self, key: Key, change: Change, receipts: impl IntoIterator<Item = Arc<Receipt>>) {
+    fn replace(&mut self, key: Key, change: Change, due: Instant, receipts: impl IntoIterator<Item = Arc<Receipt>>) {
         // A session stays where it was first put: what was submitted since hangs on it, and would find none.
         if let (Change::PutSession(_), Some(&at)) = (&change, self.index.get(&key))
             && let Some(Some(slot)) = self.slots.get_mut(at)
             && matches!(slot.change, Change::PutSession(_))
         {
             self.bytes -= slot.bytes();
+            slot.due = slot.due.min(due);
             slot.change = change;
             self.bytes += slot.bytes();
             return;
         }
         let mut slot = match self.take(&key) {
-            None => Slot { change, receipts: Receipts::default(), over_removal: false },
-            Some(earlier) => earlier.overtaken_by(change),
+            None => Slot { change, receipts: Receipts::default(), due, over_removal: false },
+            Some(earlier) => earlier.overtaken_by(change, due),
         };
         slot.receipts.extend(receipts);
         self.bytes += slot.bytes();
@@ -382,8 +410,8 @@ pub(super) enum Effect {
 
 impl Slot {
     /// What is left to write where `later` follows this change of the same key; see the rules of the module.
-    fn overtaken_by(self, later: Change) -> Self {
-        let Self { change: earlier, receipts, over_removal } = self;
+    fn overtaken_by(self, later: Change, later_due: Instant) -> Self {
+        let Self { change: earlier, receipts, due, over_removal } = self;
         let change = match (&earlier, later) {
             (Change::Enqueue(_) | Change::EnqueueReleased { .. }, Change::Release { session, sequence }) => {
                 Change::EnqueueReleased { session, sequence }
@@ -394,18 +422,19 @@ impl Slot {
         };
         let removal = matches!(earlier, Change::RemoveInbound { .. } | Change::DropRetained(_));
         let over_removal = change.is_refusable() && (removal || over_removal);
-        Self { change, receipts, over_removal }
+        Self { change, receipts, due: due.min(later_due), over_removal }
     }
 
     /// The removal whose place this change took.
-    fn removal(&self) -> Option<Change> {
-        match &self.change {
+    fn removal(&self) -> Option<Self> {
+        let change = match &self.change {
             Change::AddInbound { session, packet_id } if self.over_removal => {
-                Some(Change::RemoveInbound { session: *session, packet_id: *packet_id })
+                Change::RemoveInbound { session: *session, packet_id: *packet_id }
             }
-            Change::PutRetained(message) if self.over_removal => Some(Change::DropRetained(message.topic.clone())),
-            _ => None,
-        }
+            Change::PutRetained(message) if self.over_removal => Change::DropRetained(message.topic.clone()),
+            _ => return None,
+        };
+        Some(Self { change, receipts: Receipts::default(), due: self.due, over_removal: false })
     }
 
     fn bytes(&self) -> usize {
@@ -481,8 +510,14 @@ impl IntoIterator for Receipts {
     }
 }
 
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    [one, other].into_iter().flatten().min()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::clock::UnixMillis;
     use crate::signal::Signal;
@@ -529,7 +564,8 @@ mod tests {
     /// Pushes and settles what is settled at once.
     fn batch(ops: Vec<Op>) -> Batch {
         let (mut batch, mut satisfied) = (Batch::default(), Vec::new());
-        ops.into_iter().for_each(|op| batch.push(op, &mut satisfied));
+        let due = Instant::now();
+        ops.into_iter().for_each(|op| batch.push(op, due, &mut satisfied));
         satisfied.iter().for_each(|receipt| receipt.satisfy());
         batch
     }
@@ -626,11 +662,34 @@ mod tests {
     fn holes_do_not_pile_up_behind_a_change_that_stays() {
         let (mut batch, mut satisfied) = (batch(vec![record()]), Vec::new());
         for sequence in 0..100_000 {
-            batch.push(enqueue(sequence, None), &mut satisfied);
-            batch.push(Op::remove(S, sequence), &mut satisfied);
+            batch.push(enqueue(sequence, None), Instant::now(), &mut satisfied);
+            batch.push(Op::remove(S, sequence), Instant::now(), &mut satisfied);
         }
         assert!(batch.slots.len() < 2 * MAX_HOLES, "{}", batch.slots.len());
         assert_eq!(names(&batch), ["put session"]);
         assert_eq!(batch.len(), 1);
+    }
+
+    #[test]
+    fn a_batch_is_due_when_the_first_of_what_is_left_in_it_is() {
+        let now = Instant::now();
+        let at = |millis| now + Duration::from_millis(millis);
+        let (mut batch, mut satisfied) = (Batch::default(), Vec::new());
+        assert_eq!(batch.due(now), None);
+        for sequence in 1..=3 {
+            batch.push(enqueue(sequence, None), at(100 * sequence), &mut satisfied);
+        }
+        assert_eq!(batch.due(now), Some(at(100)));
+        batch.push(Op::remove(S, 1), at(1000), &mut satisfied);
+        assert_eq!(batch.due(now), Some(at(200)));
+        // It stays as urgent as it was.
+        batch.push(Op::Release { session: S, sequence: 2, receipt: None }, at(1000), &mut satisfied);
+        assert_eq!(batch.due(now), Some(at(200)));
+        batch.push(Op::Remove { session: S, first: 2, last: 3 }, at(1000), &mut satisfied);
+        assert_eq!(batch.due(now), None);
+        batch.push(Op::remove(SessionId(8), 1), at(1000), &mut satisfied);
+        assert_eq!(batch.due(now), Some(at(1000)));
+        batch.push(Op::PutRetained(message("t"), None), at(50), &mut satisfied);
+        assert!(batch.due(at(70)) <= Some(at(70)));
     }
 }

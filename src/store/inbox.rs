@@ -13,6 +13,7 @@ use tracing::error;
 
 use super::batch::Batch;
 use super::op::{MAX_NUMBER, number};
+use super::pace::{Pace, Paces};
 use super::stats::Stats;
 use super::{Due, Durability, Op, Page, PageLimit, Receipt, SessionId, Settings, Sweep, Swept};
 
@@ -26,7 +27,9 @@ const FULL_BATCH: usize = 4096;
 pub(super) struct Inbox {
     durability: Durability,
     commit_delay: Duration,
+    max_commit_delay: Duration,
     relaxed_interval: Duration,
+    retained_interval: Duration,
     limit: usize,
     pending: Mutex<Pending>,
     /// Wakes the writer.
@@ -42,13 +45,19 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct Pending {
     batch: Batch,
+    /// Retained messages that wait for newer ones of their topics. The batch holds none of these topics.
+    retained: Batch,
+    retained_due: Option<Instant>,
+    paces: Paces,
     /// Answered before the batch is written, as far as that can be.
     loads: Vec<Load>,
     /// Answered after the batch is written.
     requests: Vec<Request>,
-    /// When the batch is due; `None` while there is nothing in it.
+    /// When something may be due, or before; `None` while nothing waits to be written.
     due: Option<Instant>,
-    /// When the writer looks here again without being woken; `None` while it waits for that alone. At a healthy uplink
+    /// So much waits that it is written although it is not due.
+    is_pressing: bool,
+    /// When the writer looks here again without being woken; `None` while it waits for nothing else. At a healthy uplink
     /// each message is gone before it is due: to wake the writer for each of them would only make others wait.
     looks_at: Option<Instant>,
     /// What the writer is busy with or could not write yet, in bytes.
@@ -57,6 +66,45 @@ struct Pending {
 }
 
 impl Pending {
+    /// Adds an operation; how long it may wait is `delay`.
+    fn push(&mut self, op: Op, now: Instant, delay: Duration, satisfied: &mut Vec<Arc<Receipt>>) {
+        let at = now + delay;
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+        self.batch.push(op, at, satisfied);
+    }
+
+    /// Keeps a retained message until others of its kind are due `at` then, if none waits yet.
+    fn put_off(&mut self, op: Op, at: Instant, satisfied: &mut Vec<Arc<Receipt>>) {
+        let at = *self.retained_due.get_or_insert(at);
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+        self.retained.push(op, at, satisfied);
+    }
+
+    /// Whether something must be written now; where that is not so, `due` says when to look again.
+    fn is_due(&mut self, now: Instant) -> bool {
+        if self.due.is_none_or(|due| due > now) {
+            return false;
+        }
+        // What was due then may be gone.
+        self.due = [self.batch.due(now), self.retained_due].into_iter().flatten().min();
+        self.is_pressing || self.due.is_some_and(|due| due <= now)
+    }
+
+    /// What is to be written now.
+    fn take(&mut self, now: Instant) -> Batch {
+        let mut batch = std::mem::take(&mut self.batch);
+        if self.is_pressing || self.end != End::Open || self.retained_due.is_some_and(|due| due <= now) {
+            batch.append(std::mem::take(&mut self.retained));
+            self.retained_due = None;
+        }
+        (self.due, self.is_pressing) = (self.retained_due, false);
+        batch
+    }
+
+    fn bytes(&self) -> usize {
+        self.batch.bytes().saturating_add(self.retained.bytes())
+    }
+
     /// Puts the pages off that the batch has a say in.
     fn sort_loads(&mut self) {
         let Self { batch, loads, requests, .. } = self;
@@ -113,7 +161,9 @@ impl Inbox {
         Self {
             durability: settings.durability,
             commit_delay: settings.commit_delay,
+            max_commit_delay: settings.max_commit_delay,
             relaxed_interval: settings.relaxed_interval,
+            retained_interval: settings.retained_interval,
             limit: settings.inbox_bytes,
             pending: Mutex::default(),
             work: Condvar::new(),
@@ -126,29 +176,57 @@ impl Inbox {
 
     pub fn submit(&self, ops: &mut Vec<Op>, due: Due) {
         let mut satisfied = Vec::new();
-        let mut pending = self.pending.lock();
+        let mut guard = self.pending.lock();
+        let pending = &mut *guard;
         if pending.end == End::Closed {
-            drop(pending);
+            drop(guard);
             ops.drain(..).filter_map(|mut op| take_receipt(&mut op)).for_each(|receipt| receipt.fail());
             return;
         }
         let relaxed = self.durability == Durability::Relaxed && !self.stats.is_failing();
+        let now = Instant::now();
+        let due_before = pending.due;
+        let delay = self.delay(due);
+        // Mostly all operations are of one session.
+        let mut patience: Option<(SessionId, Duration)> = None;
         for mut op in ops.drain(..) {
-            if let Op::Enqueue { session, sequence, receipt, .. } = &mut op
-                && number(*sequence) == MAX_NUMBER
-            {
-                error!(session = session.0, sequence, "a queue has used up its sequences, the message is not kept");
-                receipt.take().inspect(|receipt| receipt.fail());
-                continue;
+            let mut delay = delay;
+            match &mut op {
+                Op::Enqueue { session, sequence, receipt, .. } => {
+                    if number(*sequence) == MAX_NUMBER {
+                        error!(
+                            session = session.0,
+                            sequence, "a queue has used up its sequences, the message is not kept"
+                        );
+                        receipt.take().inspect(|receipt| receipt.fail());
+                        continue;
+                    }
+                    let known = patience.filter(|&(of, _)| of == *session);
+                    let learn = || (*session, self.patience(pending.paces.of(*session), *sequence, due, now));
+                    delay = delay.max(patience.insert(known.unwrap_or_else(learn)).1);
+                }
+                Op::Remove { session, first, last } => {
+                    pending.paces.removed(*session, *first, *last, now, self.max_commit_delay);
+                }
+                Op::DropSession(session) => pending.paces.forget(*session),
+                Op::PutRetained(message, None)
+                    if due == Due::Eventually && !pending.batch.holds_retained(&message.topic) =>
+                {
+                    pending.put_off(op, now + self.retained_interval, &mut satisfied);
+                    continue;
+                }
+                Op::PutRetained(message, _) => pending.retained.forget_retained(&message.topic),
+                Op::DropRetained(topic, _) => pending.retained.forget_retained(topic),
+                _ => {}
             }
             if relaxed {
                 satisfied.extend(take_receipt(&mut op));
             }
-            pending.batch.push(op, &mut satisfied);
+            pending.push(op, now, delay, &mut satisfied);
         }
         self.stats.cancelled.fetch_add(pending.batch.take_cancelled(), Ordering::Relaxed);
-        let wake = self.schedule(&mut pending, due);
-        drop(pending);
+        let wake = self.schedule(pending, due, now, due_before);
+        drop(guard);
         if wake {
             self.work.notify_one();
         }
@@ -198,9 +276,10 @@ impl Inbox {
         let mut pending = self.pending.lock();
         loop {
             let now = Instant::now();
+            // It does not wait yet, and looks here before it does.
+            pending.looks_at = Some(now);
             pending.sort_loads();
-            let is_due = pending.due.is_some_and(|due| due <= now);
-            if is_due || !pending.requests.is_empty() || pending.end != End::Open {
+            if pending.is_due(now) || !pending.requests.is_empty() || pending.end != End::Open {
                 break;
             }
             if !pending.loads.is_empty() {
@@ -221,8 +300,7 @@ impl Inbox {
         let gate = self.gate.write();
         let mut pending = self.pending.lock();
         pending.sort_loads();
-        pending.due = None;
-        let batch = std::mem::take(&mut pending.batch);
+        let batch = pending.take(Instant::now());
         let loads = std::mem::take(&mut pending.loads);
         let requests = std::mem::take(&mut pending.requests);
         pending.in_flight = pending.in_flight.saturating_add(batch.bytes());
@@ -240,6 +318,12 @@ impl Inbox {
         let mut pending = self.pending.lock();
         pending.in_flight = bytes;
         self.schedule_limit(&pending);
+    }
+
+    /// Whether the writer waits to be woken, and for no time.
+    #[cfg(test)]
+    pub fn sleeps(&self) -> bool {
+        self.pending.lock().looks_at.is_none()
     }
 
     /// Lets the writer finish.
@@ -263,34 +347,52 @@ impl Inbox {
         loads.into_iter().map(Request::Load).chain(requests).for_each(Request::fail);
     }
 
-    /// Sets when the batch is due; true where the writer must be woken for it.
-    fn schedule(&self, pending: &mut Pending, due: Due) -> bool {
+    /// Looks at what has come; true where the writer must be woken for it.
+    fn schedule(&self, pending: &mut Pending, due: Due, now: Instant, due_before: Option<Instant>) -> bool {
         self.schedule_limit(pending);
-        if pending.batch.is_empty() {
-            pending.due = None;
-            return false;
+        if pending.retained.is_empty() {
+            pending.retained_due = None;
         }
-        let delay = match (self.durability, due) {
-            // Half of what may wait is waiting; to let it grow would only hold publishers back.
-            _ if pending.batch.bytes() > self.limit / 2 => Duration::ZERO,
+        if pending.batch.is_empty() {
+            // Most of the time, at a healthy uplink.
+            (pending.due, pending.is_pressing) = (pending.retained_due, false);
+        }
+        // Half of what may wait is waiting; to let it grow would only hold publishers back.
+        let is_much = pending.bytes() > self.limit / 2 || pending.retained.bytes() > self.limit / 8;
+        let gathers = matches!(self.durability, Durability::Interval(_)) && matches!(due, Due::Now | Due::Soon);
+        if is_much || gathers && pending.batch.changes() >= FULL_BATCH {
+            pending.is_pressing = true;
+            pending.due = Some(now);
+        }
+        let sooner = pending.due.is_some_and(|due| due_before.is_none_or(|before| due < before));
+        sooner && pending.looks_at.is_none_or(|looks| pending.due.is_some_and(|due| looks > due))
+    }
+
+    /// How long an operation may wait.
+    fn delay(&self, due: Due) -> Duration {
+        match (self.durability, due) {
             (Durability::Commit, Due::Now) => Duration::ZERO,
             (Durability::Commit, Due::Soon) => self.commit_delay,
-            (Durability::Commit, Due::Later) => LATER,
-            (Durability::Interval(_), Due::Now | Due::Soon) if pending.batch.changes() >= FULL_BATCH => Duration::ZERO,
+            (Durability::Commit, Due::Later | Due::Eventually) => LATER,
             (Durability::Interval(interval), Due::Now | Due::Soon) => interval,
-            (Durability::Interval(interval), Due::Later) => interval.max(LATER),
+            (Durability::Interval(interval), Due::Later | Due::Eventually) => interval.max(LATER),
             (Durability::Relaxed, _) => self.relaxed_interval,
-        };
-        let at = Instant::now() + delay;
-        if pending.due.is_some_and(|due| due <= at) {
-            return false;
         }
-        pending.due = Some(at);
-        pending.looks_at.is_none_or(|looks| looks > at)
+    }
+
+    /// How long a message may wait for the acknowledgements of its session's receiver, to which it is on its way if it is
+    /// [`Due::Soon`].
+    fn patience(&self, pace: &mut Pace, sequence: u64, due: Due, now: Instant) -> Duration {
+        if due != Due::Soon {
+            pace.parted();
+            return Duration::ZERO;
+        }
+        pace.sent(sequence, now);
+        pace.patience(now, self.max_commit_delay)
     }
 
     fn schedule_limit(&self, pending: &Pending) {
-        let is_over = pending.batch.bytes().saturating_add(pending.in_flight) > self.limit;
+        let is_over = pending.bytes().saturating_add(pending.in_flight) > self.limit;
         if self.is_over.swap(is_over, Ordering::AcqRel) && !is_over {
             self.ready.notify_waiters();
         }

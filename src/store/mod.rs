@@ -12,7 +12,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `op` `receipt` | the words: operations, pages, receipts |
-//! | `inbox` `batch` `ranges` | what waits for the next commit, and what cancels out |
+//! | `inbox` `batch` `ranges` `pace` | what waits for the next commit, for how long, and what cancels out |
 //! | `writer` | the thread: group commit, failures, upkeep |
 //! | `database` `state` `topics` | a batch to SQL, and what is known without asking |
 //! | `queue` `run` `row` | the messages of the queues: packed into runs, taken out, swept, checked |
@@ -28,6 +28,7 @@ pub mod inspect;
 mod migrate;
 mod op;
 mod open;
+mod pace;
 mod pages;
 mod queue;
 mod ranges;
@@ -80,10 +81,14 @@ pub struct Settings {
     pub max_bytes: u64,
     /// The most messages in all queues together.
     pub max_messages: u64,
-    /// How long a batch that is [`Due::Soon`] may wait.
+    /// How long what is [`Due::Soon`] may wait.
     pub commit_delay: Duration,
+    /// How long a message may wait instead where its receiver is known to acknowledge within this time.
+    pub max_commit_delay: Duration,
     /// How often [`Durability::Relaxed`] commits.
     pub relaxed_interval: Duration,
+    /// How long what is [`Due::Eventually`] may wait.
+    pub retained_interval: Duration,
     /// How much may wait for the writer before publishers are held back, in bytes.
     pub inbox_bytes: usize,
 }
@@ -97,7 +102,9 @@ impl Settings {
             max_bytes: 1 << 30,
             max_messages: u64::MAX,
             commit_delay: Duration::from_millis(10),
+            max_commit_delay: Duration::from_millis(500),
             relaxed_interval: Duration::from_secs(1),
+            retained_interval: Duration::from_secs(30),
             inbox_bytes: 16 << 20,
         }
     }

@@ -109,15 +109,20 @@ impl Op {
     }
 }
 
-/// When a batch must be on disk at the latest; `Durability::Interval` and `Durability::Relaxed` put it off further.
+/// When operations must be on disk at the latest; `Durability::Interval` and `Durability::Relaxed` put it off further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// As soon as the writer is free.
     Now,
-    /// Within the commit delay: the receivers are online and will likely acknowledge first, so it is never written.
+    /// Within the commit delay: the receivers are online and will likely acknowledge first, so it is never written. How
+    /// long that is worth waiting for, the store learns from their acknowledgements.
     Soon,
     /// With the next commit that comes anyway, or within a second: losing it costs no more than a repeated delivery.
     Later,
+    /// For [`Op::PutRetained`] of a message whose publisher asks for no acknowledgement: after
+    /// [`Settings::retained_interval`](super::Settings::retained_interval), so that of many on one topic the last is written
+    /// alone. Anything else as [`Due::Later`].
+    Eventually,
 }
 
 /// What of a session outlives its connection and the process.
