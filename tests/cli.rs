@@ -293,9 +293,16 @@ fn store_shows_and_verifies_what_a_gateway_left() {
     assert_eq!(gateway.end().0, Some(0));
     check(&store(&["show"]), 0, "cloud", "");
     check(&store(&["show"]), 0, "a/#", "");
+    check(&store(&["show"]), 0, "1 session, 0 retained messages; the database has", "");
     check(&store(&["verify"]), 0, "whole: 1 session, 0 messages", "");
     check(&store(&["export", "cloud"]), 0, "", "0 messages exported, 0 unreadable");
     check(&store(&["export", "nobody"]), 1, "", "no session of the client \"nobody\"");
     check(&store(&["purge", "nobody"]), 1, "", "no session of the client \"nobody\"");
     check(&store(&["purge", "--all"]), 0, "0 messages deleted", "");
+    // What is no database of ours is not touched, and is called what it is.
+    let text = directory.path().join("notes.txt");
+    fs::write(&text, "not a database, and longer than the header that one has: ".repeat(20)).unwrap();
+    let text = text.to_str().unwrap();
+    check(&store(&["show", "-d", text]), 2, "", "is not a database of this program");
+    check(&store(&["purge", "--all", "-d", text]), 1, "", "notes.txt is a file; give the directory of the store");
 }

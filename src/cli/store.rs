@@ -10,9 +10,8 @@ use super::terminal::{complain, printable, say};
 use super::{DEFAULT_CONFIG, SYSTEM_ERROR, USER_ERROR, check, run};
 use crate::clock::Clock;
 use crate::config::Loaded;
-use crate::config::scalar::{Scalar, Size};
 use crate::config::summary::count;
-use crate::store::inspect::{self, InspectError, Verdict};
+use crate::store::inspect::{self, InspectError, Overview, Verdict};
 use crate::store::{Settings, StoredSession};
 use crate::supervise::describe;
 
@@ -71,24 +70,48 @@ pub fn store(Arguments { action, config, database }: Arguments) -> ExitCode {
         Err(InspectError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             complain(&describe(&error));
-            let users_error = matches!(error, InspectError::Missing(_) | InspectError::NoSession(_));
+            let users_error =
+                matches!(error, InspectError::Missing(_) | InspectError::File(_) | InspectError::NoSession(_));
             ExitCode::from(if users_error { USER_ERROR } else { SYSTEM_ERROR })
         }
     }
 }
 
 fn show(path: &Path) -> Result<ExitCode, InspectError> {
-    let sessions = inspect::show(path)?;
-    say(&format!("{:<32} {:>10} {:>10}  {}", "client", "messages", "size", "subscriptions"));
+    let Overview { sessions, oldest, retained, database, free, log } = inspect::show(path)?;
+    say(&format!("{:<32} {:>10} {:>10}  {:<20}  subscriptions", "client", "messages", "size", "oldest"));
     for StoredSession { record, subscriptions, queues, .. } in &sessions {
         let (messages, bytes) =
             queues.iter().fold((0, 0), |(messages, bytes), queue| (messages + queue.messages, bytes + queue.bytes));
-        let size = Size(bytes / 1024 * 1024).show();
+        // To the second.
+        let oldest = oldest.get(&record.id).map_or("-".into(), |at| format!("{}Z", &at.to_string()[..19]));
         let filters: Vec<&str> = subscriptions.iter().map(|subscription| &*subscription.filter).collect();
         let client = printable(&record.client_id);
-        say(&format!("{client:<32} {:>10} {size:>10}  {}", messages, printable(&filters.join(" "))));
+        let (size, filters) = (readable(bytes), printable(&filters.join(" ")));
+        say(&format!("{client:<32} {messages:>10} {size:>10}  {oldest:<20}  {filters}"));
     }
+    say(&format!(
+        "{}, {}; the database has {}, of which {} are free, and its log {}",
+        count(sessions.len() as u64, "session"),
+        count(retained, "retained message"),
+        readable(database),
+        readable(free),
+        readable(log)
+    ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Three or four digits of a size.
+fn readable(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes}B");
+    }
+    let (mut size, mut unit) = (bytes as f64 / 1024.0, 0);
+    while size >= 1000.0 && unit + 1 < units.len() {
+        (size, unit) = (size / 1024.0, unit + 1);
+    }
+    format!("{size:.1}{}", units[unit])
 }
 
 fn verify(path: &Path) -> Result<ExitCode, InspectError> {
@@ -114,4 +137,21 @@ fn purge(settings: &Settings, client: Option<&str>) -> Result<ExitCode, InspectE
     let purged = inspect::purge(settings, client, &Clock::start(&run::boot_id()))?;
     say(&format!("{} deleted", count(purged, "message")));
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_readable() {
+        let check = |bytes, expected| assert_eq!(readable(bytes), expected);
+        check(0, "0B");
+        check(1023, "1023B");
+        check(1024, "1.0KiB");
+        check(1_023_900, "999.9KiB");
+        check(1 << 20, "1.0MiB");
+        check(5 << 40, "5.0TiB");
+        check(u64::MAX, "16777216.0TiB");
+    }
 }

@@ -257,6 +257,6 @@ mod tests {
         assert_eq!(got, (0..600).collect::<Vec<_>>());
         until("the end of its journal", || stored(&hub) == 0);
         hub.store().unwrap().clone().close();
-        assert_eq!(store::inspect::show(directory.path()).unwrap().len(), 1);
+        assert_eq!(store::inspect::show(directory.path()).unwrap().sessions.len(), 1);
     }
 }

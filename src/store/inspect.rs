@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -19,23 +19,25 @@ use super::ranges::Ranges;
 use super::read::{queued, released_message, sessions};
 use super::row::Malformed;
 use super::run::Frames;
-use super::schema::{APPLICATION_ID, VERSION, key_number, key_sequence, key_slot};
+use super::schema::{APPLICATION_ID, VERSION, key_number, key_sequence, key_slot, slot_keys};
 use super::state::{Lanes, Queue, State};
 use super::topics::Topics;
-use super::{Settings, StoredMessage, StoredSession, StoredState, first_sequence, lane, number};
-use crate::clock::Clock;
+use super::{SessionId, Settings, StoredMessage, StoredSession, StoredState, first_sequence, lane, number};
+use crate::clock::{Clock, UnixMillis};
 use crate::message::{Message, Properties};
 use crate::topic::TopicName;
 
 /// How long [`verify`] may take for the structure of the database.
 const VERIFY_TIME: Duration = Duration::from_secs(600);
+/// How many runs, of 8 KiB mostly, [`export`] reads at a time.
+const PART_RUNS: u32 = 256;
 
 /// Why a database could not be looked at.
 #[derive(Debug, Error)]
 pub enum InspectError {
     #[error("there is no database {0}; give the directory of the store, or the file itself")]
     Missing(PathBuf),
-    #[error("{0} is not a database of this program, or of a newer one")]
+    #[error("{0} is not a database of this program, or of a newer one, or its beginning is damaged")]
     Foreign(PathBuf),
     #[error("{0} is of an older version; start the gateway once, it brings the database up to date")]
     Older(PathBuf),
@@ -47,10 +49,25 @@ pub enum InspectError {
     Quarantined(PathBuf),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("{0} is a file; give the directory of the store, nothing is purged elsewhere")]
+    File(PathBuf),
     #[error("no session of the client {0:?} is stored; `fieldgate store show` lists them")]
     NoSession(String),
     #[error("the output cannot be written")]
     Output(#[source] std::io::Error),
+}
+
+/// What [`show`] found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overview {
+    pub sessions: Vec<StoredSession>,
+    /// Since when the oldest message of a session's queue waits.
+    pub oldest: HashMap<SessionId, UnixMillis>,
+    pub retained: u64,
+    /// Sizes in bytes: of the database, of what is free in it, and of the write-ahead log's file beside it.
+    pub database: u64,
+    pub free: u64,
+    pub log: u64,
 }
 
 /// What [`verify`] found.
@@ -70,15 +87,43 @@ pub struct Exported {
     pub unreadable: u64,
 }
 
-/// All sessions with what hangs on them, and how much their queues hold.
+/// All sessions with what hangs on them, how much their queues hold, and how large the database is.
 ///
 /// # Errors
 /// [`InspectError`] where `path`, a database or its directory, cannot be read.
-pub fn show(path: &Path) -> Result<Vec<StoredSession>, InspectError> {
+pub fn show(path: &Path) -> Result<Overview, InspectError> {
     let (path, connection) = connect(path)?;
-    State::read(&connection)
-        .and_then(|state| sessions(&connection, &state))
+    let log = open::with_suffix(&path, "-wal").metadata().map_or(0, |file| file.len());
+    look(&connection)
+        .map(|overview| Overview { log, ..overview })
         .map_err(|source| InspectError::Database { path, source })
+}
+
+fn look(connection: &Connection) -> rusqlite::Result<Overview> {
+    // One snapshot, also while a gateway writes.
+    let snapshot = connection.unchecked_transaction()?;
+    let state = State::read(&snapshot)?;
+    let mut first =
+        snapshot.prepare("SELECT accepted_at FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT 1")?;
+    let mut oldest = HashMap::new();
+    for (&session, queue) in state.sessions.iter().flat_map(|(session, lanes)| lanes.iter().map(move |q| (session, q)))
+    {
+        let (from, to) = slot_keys(queue.slot);
+        let at = first.query_row([from, to], |row| row.get(0).map(UnixMillis)).optional()?;
+        if let Some(at) = at.filter(|_| queue.messages > 0) {
+            oldest.entry(session).and_modify(|known: &mut UnixMillis| *known = at.min(*known)).or_insert(at);
+        }
+    }
+    let number = |sql: &str| snapshot.query_row(sql, [], |row| row.get::<_, u64>(0));
+    let page_bytes = number("PRAGMA page_size")?;
+    Ok(Overview {
+        sessions: sessions(&snapshot, &state)?,
+        oldest,
+        retained: number("SELECT count(*) FROM retained")?,
+        database: number("PRAGMA page_count")? * page_bytes,
+        free: number("PRAGMA freelist_count")? * page_bytes,
+        log: 0,
+    })
 }
 
 /// Reads everything and says what is wrong.
@@ -97,42 +142,34 @@ pub fn verify(path: &Path) -> Result<Verdict, InspectError> {
 /// As [`show`]; [`InspectError::NoSession`] for an unknown client; [`InspectError::Output`] where `out` fails. A damaged database is read as far as it goes.
 pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Result<Exported, InspectError> {
     let (_, connection) = connect(path)?;
-    let marks = Marks::readable(&connection);
-    let clients = readable_clients(&connection);
-    let mut exported = Exported::default();
-    let mut write_run = |head: &Head, frames: &[u8]| -> Result<(), InspectError> {
-        let (client, lane) = owner(&clients, head.key);
-        if client_id.is_some() && client_id != client {
-            return Ok(());
+    let mut export = Export { client_id, known: Known::default(), exported: Exported::default() };
+    let (mut version, mut last, mut text) = (None, -1, Vec::new());
+    let is_whole = loop {
+        // A snapshot that lasts for as long as somebody reads the output would let the log of a running gateway grow.
+        let snapshot = connection.unchecked_transaction();
+        let _ = connection.query_row("SELECT 1 FROM sqlite_schema", [], |_| Ok(()));
+        let now = connection.pragma_query_value(None, "data_version", |row| row.get::<_, i64>(0)).ok();
+        if version.is_none() || version != Some(now) {
+            (export.known, version) = (Known::readable(&connection), Some(now));
         }
-        let mut left = head.messages;
-        for frame in Frames::new(head.place(), frames) {
-            left = left.saturating_sub(1);
-            if marks.is_gone(key_slot(head.key), frame.number) {
-                continue;
-            }
-            match queued(&frame, lane, &marks.topics) {
-                Ok((message, _)) => {
-                    writeln!(out, "{}", to_json(client, &message)).map_err(InspectError::Output)?;
-                    exported.messages += 1;
-                }
-                Err(Malformed(_)) => exported.unreadable += 1,
-            }
+        let mut runs = 0;
+        let part = each_run(&connection, &format!("key > {last} ORDER BY key LIMIT {PART_RUNS}"), |head, frames| {
+            (last, runs) = (head.key, runs + 1);
+            export.write_run(head, frames, &mut text)
+        })?;
+        drop(snapshot);
+        out.write_all(&text).map_err(InspectError::Output)?;
+        text.clear();
+        if part.is_err() || runs < PART_RUNS {
+            break part.is_ok();
         }
-        exported.unreadable += left;
-        Ok(())
     };
-    let mut last = -1;
-    let forward = each_run(&connection, "key >= 0 ORDER BY key", |head, frames| {
-        last = head.key;
-        write_run(head, frames)
-    })?;
-    if forward.is_err() {
+    if !is_whole {
         // Behind the damage there may be more; it can only be reached from the end.
         let mut next = i64::MAX;
         let backward = each_run(&connection, &format!("key > {last} ORDER BY key DESC"), |head, frames| {
             next = head.key;
-            write_run(head, frames)
+            export.write_run(head, frames, out)
         })?;
         // What a row says of itself can often be read where its messages cannot.
         let between: rusqlite::Result<u64> = connection.query_row(
@@ -140,20 +177,14 @@ pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Resu
             [last, next],
             |row| row.get(0),
         );
-        exported.unreadable += between.unwrap_or(0).max(1 + u64::from(backward.is_err()));
+        export.exported.unreadable += between.unwrap_or(0).max(1 + u64::from(backward.is_err()));
     }
-    for &key in &marks.released {
-        let (client, lane) = owner(&clients, key);
-        if client_id.is_none() || client_id == client {
-            let message = released_message(key_sequence(key, lane));
-            writeln!(out, "{}", to_json(client, &message)).map_err(InspectError::Output)?;
-            exported.messages += 1;
-        }
-    }
+    export.write_released(out)?;
+    let Export { known, exported, .. } = export;
     match client_id {
         // In a damaged database the session may be what cannot be read.
         Some(client_id)
-            if exported == Exported::default() && !clients.values().any(|(known, _)| known == client_id) =>
+            if exported == Exported::default() && !known.clients.values().any(|(known, _)| known == client_id) =>
         {
             Err(InspectError::NoSession(client_id.to_owned()))
         }
@@ -165,8 +196,12 @@ pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Resu
 /// Returns how many messages went.
 ///
 /// # Errors
-/// [`InspectError::Open`] while a gateway runs on the store; [`InspectError::NoSession`] for an unknown client.
+/// [`InspectError::Open`] while a gateway runs on the store; [`InspectError::NoSession`] for an unknown client;
+/// [`InspectError::File`] where the settings do not name a directory.
 pub fn purge(settings: &Settings, client_id: Option<&str>, clock: &Clock) -> Result<u64, InspectError> {
+    if settings.directory.is_file() {
+        return Err(InspectError::File(settings.directory.clone()));
+    }
     let path = settings.directory.join(open::DATABASE_FILE);
     if !path.exists() {
         return Err(InspectError::Missing(path));
@@ -214,6 +249,7 @@ fn connect(path: &Path) -> Result<(PathBuf, Connection), InspectError> {
         Ok((connection, true, VERSION)) => Ok((path, connection)),
         Ok((_, true, ..VERSION)) => Err(InspectError::Older(path)),
         Ok(_) => Err(InspectError::Foreign(path)),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => Err(InspectError::Foreign(path)),
         Err(source) => Err(InspectError::Database { path, source }),
     }
 }
@@ -309,35 +345,98 @@ fn each_run<E>(
     }
 }
 
+/// An export under way.
+struct Export<'a> {
+    client_id: Option<&'a str>,
+    known: Known,
+    exported: Exported,
+}
+
+impl Export<'_> {
+    fn write_run(&mut self, head: &Head, frames: &[u8], out: &mut dyn Write) -> Result<(), InspectError> {
+        let Self { client_id, known, exported } = self;
+        let (client, lane) = known.owner(head.key);
+        if client_id.is_some() && *client_id != client {
+            return Ok(());
+        }
+        let mut left = head.messages;
+        for frame in Frames::new(head.place(), frames) {
+            left = left.saturating_sub(1);
+            if known.is_gone(key_slot(head.key), frame.number) {
+                continue;
+            }
+            match queued(&frame, lane, &known.topics) {
+                Ok((message, _)) => {
+                    writeln!(out, "{}", to_json(client, &message)).map_err(InspectError::Output)?;
+                    exported.messages += 1;
+                }
+                Err(Malformed(_)) => exported.unreadable += 1,
+            }
+        }
+        exported.unreadable += left;
+        Ok(())
+    }
+
+    fn write_released(&mut self, out: &mut dyn Write) -> Result<(), InspectError> {
+        let Self { client_id, known, exported } = self;
+        for &key in &known.released {
+            let (client, lane) = known.owner(key);
+            if client_id.is_none() || *client_id == client {
+                let message = released_message(key_sequence(key, lane));
+                writeln!(out, "{}", to_json(client, &message)).map_err(InspectError::Output)?;
+                exported.messages += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a database says of its runs elsewhere, as far as that can be read.
 #[derive(Default)]
-struct Marks {
+struct Known {
     topics: Topics,
+    /// Client ids and lanes by slot.
+    clients: HashMap<i64, (String, u8)>,
     gone: HashMap<i64, Ranges>,
     /// Keys of released messages.
     released: Vec<i64>,
 }
 
-impl Marks {
+impl Known {
     fn readable(connection: &Connection) -> Self {
-        let mut marks = Self { topics: readable_topics(connection), ..Self::default() };
+        let mut known = Self { topics: readable_topics(connection), ..Self::default() };
+        // Each by itself: of a damaged database one may be readable.
+        for places in [
+            "SELECT slot, client_id, 0 FROM session",
+            "SELECT lane.slot, client_id, lane FROM lane JOIN session ON session.id = lane.session",
+        ] {
+            each_readable(connection, places, |row| {
+                known.clients.insert(row.get(0)?, (row.get(1)?, row.get(2)?));
+                Ok(())
+            });
+        }
         each_readable(connection, "SELECT first, last, sum FROM gone", |row| {
             let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
             if row.get::<_, i64>(2)? == gone_check(first, last) {
-                let gone = marks.gone.entry(key_slot(first)).or_default();
+                let gone = known.gone.entry(key_slot(first)).or_default();
                 gone.insert_range(key_number(first), key_number(last));
             }
             Ok(())
         });
         each_readable(connection, "SELECT key FROM released", |row| {
-            marks.released.push(row.get(0)?);
+            known.released.push(row.get(0)?);
             Ok(())
         });
-        marks
+        known
     }
 
     fn is_gone(&self, slot: i64, number: u64) -> bool {
         self.gone.get(&slot).is_some_and(|gone| gone.contains(number))
+    }
+
+    /// Whose the key is, as far as it is known, and in which lane.
+    fn owner(&self, key: i64) -> (Option<&str>, u8) {
+        self.clients.get(&key_slot(key)).map_or((None, 0), |(client, lane)| (Some(client), *lane))
     }
 }
 
@@ -350,29 +449,6 @@ fn readable_topics(connection: &Connection) -> Topics {
         Ok(())
     });
     topics
-}
-
-/// Client ids and lanes by slot.
-type Clients = HashMap<i64, (String, u8)>;
-
-fn readable_clients(connection: &Connection) -> Clients {
-    let mut clients = Clients::new();
-    // Each by itself: of a damaged database one may be readable.
-    for places in [
-        "SELECT slot, client_id, 0 FROM session",
-        "SELECT lane.slot, client_id, lane FROM lane JOIN session ON session.id = lane.session",
-    ] {
-        each_readable(connection, places, |row| {
-            clients.insert(row.get(0)?, (row.get(1)?, row.get(2)?));
-            Ok(())
-        });
-    }
-    clients
-}
-
-/// Whose the key is, as far as it is known, and in which lane.
-fn owner(clients: &Clients, key: i64) -> (Option<&str>, u8) {
-    clients.get(&key_slot(key)).map_or((None, 0), |(client, lane)| (Some(client), *lane))
 }
 
 /// Hands rows to `each` until the database cannot be read any further; a row that makes no sense is left out.

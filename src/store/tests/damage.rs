@@ -438,7 +438,7 @@ fn a_database_of_version_1_is_read() {
     let queue = QueueSummary { lane: 0, first: Some(40), last: Some(42), messages: 3, bytes: 5 + 7 };
     let expected = StoredSession { record, subscriptions: vec![subscription], inbound: vec![513], queues: vec![queue] };
     assert_eq!(session, expected);
-    assert_eq!(inspect::show(directory.path()).unwrap(), [expected]);
+    assert_eq!(inspect::show(directory.path()).unwrap().sessions, [expected]);
     assert!(inspect::verify(directory.path()).unwrap().findings.is_empty());
     let mut retained = Vec::new();
     opened.retained(&mut |message| retained.push(message)).unwrap();
@@ -636,18 +636,20 @@ fn a_damaged_database_gives_up_what_can_be_read() {
 #[test]
 fn queues_are_shown_and_purged_from_outside() {
     let directory = filled();
-    let shown = inspect::show(directory.path()).unwrap();
+    let overview = inspect::show(directory.path()).unwrap();
+    assert!(overview.oldest.contains_key(&S) && overview.database > overview.free, "{overview:?}");
+    let shown = overview.sessions;
     assert_eq!((shown[0].queues[0].messages, shown[0].queues[0].bytes), (200, 200 * 510));
     let settings = settings(directory.path());
     let error = inspect::purge(&settings, Some("nobody"), &clock()).unwrap_err();
     assert!(matches!(error, inspect::InspectError::NoSession(_)), "{error}");
     let store = start(directory.path());
-    assert_eq!(inspect::show(directory.path()).unwrap(), shown);
+    assert_eq!(inspect::show(directory.path()).unwrap().sessions, shown);
     let error = inspect::purge(&settings, None, &clock()).unwrap_err();
     assert!(matches!(error, inspect::InspectError::Open(OpenError::Locked { .. })), "{error}");
     store.close();
     assert_eq!(inspect::purge(&settings, Some("client-1"), &clock()).unwrap(), 200);
     let queue = QueueSummary { lane: 0, first: None, last: Some(200), messages: 0, bytes: 0 };
-    assert_eq!(inspect::show(directory.path()).unwrap()[0].queues, [queue]);
+    assert_eq!(inspect::show(directory.path()).unwrap().sessions[0].queues, [queue]);
     assert!(inspect::verify(directory.path()).unwrap().findings.is_empty());
 }
