@@ -77,19 +77,7 @@ impl Writer {
     ) -> Self {
         let kept = Batch::default();
         let usage = Usage::default();
-        Self {
-            database,
-            inbox,
-            stats,
-            clock,
-            limits,
-            lock,
-            kept,
-            retry: None,
-            usage,
-            upkeep_at: None,
-            shrinks: false,
-        }
+        Self { database, inbox, stats, clock, limits, lock, kept, retry: None, usage, upkeep_at: None, shrinks: false }
     }
 
     pub fn run(mut self) {

@@ -24,6 +24,13 @@ pub fn connect(address: SocketAddr, client_id: &str) -> io::Result<TcpStream> {
     attach(address, client_id, Session::Clean)
 }
 
+/// Ends a connection in good order.
+pub fn leave(mut stream: TcpStream) {
+    let _ = stream.write_all(&[0xe0, 0]);
+    // The broker closes once it knows that the client is gone.
+    let _ = io::copy(&mut stream, &mut io::sink());
+}
+
 pub fn attach(address: SocketAddr, client_id: &str, session: Session) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;

@@ -241,7 +241,7 @@ pub fn latency(address: SocketAddr, rate: u64, seconds: u64) -> Latency {
         });
         latencies
     });
-    publish_at_rate(address, rate, seconds, base);
+    publish_at_rate(address, Trickle::new(rate, seconds), base);
     let mut latencies = receiver.join().expect("the receiver ends");
     Latency::of(&mut latencies)
 }
@@ -255,14 +255,39 @@ impl Latency {
     }
 }
 
-/// Publishes at QoS 1, stamped with the time since `base`; returns when all is acknowledged.
-pub fn publish_at_rate(address: SocketAddr, rate: u64, seconds: u64, base: Instant) {
-    let messages = rate * seconds;
+/// One publisher that publishes at a steady rate.
+#[derive(Clone, Copy)]
+pub struct Trickle {
+    /// Messages a second.
+    pub rate: u64,
+    pub seconds: u64,
+    /// In turn.
+    pub topics: u64,
+    pub qos: u8,
+    pub retain: bool,
+}
+
+impl Trickle {
+    /// QoS 1, one topic, not retained.
+    pub fn new(rate: u64, seconds: u64) -> Self {
+        Self { rate, seconds, topics: 1, qos: 1, retain: false }
+    }
+
+    pub fn messages(self) -> u64 {
+        self.rate * self.seconds
+    }
+}
+
+/// Publishes messages of 100 bytes, stamped with the time since `base`; returns when all is acknowledged.
+pub fn publish_at_rate(address: SocketAddr, trickle: Trickle, base: Instant) {
+    let Trickle { rate, topics, qos, retain, .. } = trickle;
+    let messages = trickle.messages();
     let mut stream = client::connect(address, "pub").expect("a publisher connects");
     let mut reader = stream.try_clone().expect("a second handle");
     let acknowledger = thread::spawn(move || {
+        let expected = if qos > 0 { messages } else { 0 };
         let (mut frames, mut acknowledged) = (Frames::default(), 0);
-        while acknowledged < messages {
+        while acknowledged < expected {
             let read = frames.read(&mut reader, |frame| acknowledged += u64::from(frame.kind == PUBACK));
             assert!(read.expect("the broker answers") > 0, "the broker closed a publisher");
         }
@@ -274,7 +299,9 @@ pub fn publish_at_rate(address: SocketAddr, rate: u64, seconds: u64, base: Insta
         let due = started + interval * sequence as u32;
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let stamp = Stamp { publisher: 0, sequence, sent_nanos: base.elapsed().as_nanos() as u64 };
-        put_publish(&mut out, "bench/0", 1, (sequence % 65_535) as u16 + 1, 100, stamp);
+        let topic = format!("bench/{}", sequence % topics);
+        put_publish(&mut out, &topic, qos, (sequence % 65_535) as u16 + 1, 100, stamp);
+        out[0] |= u8::from(retain);
         stream.write_all(&out).expect("the broker reads");
         out.clear();
     }

@@ -36,6 +36,9 @@ Usage:
                                                     store-and-forward beside mosquitto's bridge; 1000000 messages, 3 rounds
   fieldgate-bench outage FIELDGATE_BINARY mosquitto|commit|interval sink|mosquitto|fieldgate QOS MESSAGES
                                                     one outage: fill the bridge's queue, then drain it
+  fieldgate-bench flash FIELDGATE_BINARY [SECONDS [MESSAGES]]
+                                                    what is written to the disk in each situation, for 30 seconds each, and
+                                                    by the drain of 1000000 messages
   fieldgate-bench forward FIELDGATE_BINARY          latency and bytes written while the uplink keeps up
   fieldgate-bench start FIELDGATE_BINARY MEBIBYTES  start-up with a queue of this size
   fieldgate-bench load ADDRESS QOS PUBLISHERS SUBSCRIBERS MESSAGES
@@ -69,6 +72,9 @@ fn main() {
         ["outage", binary, whose, upstream, qos, messages] => {
             bridge::outage(Path::new(binary), whose, upstream, number(qos), number(messages));
         }
+        ["flash", binary] => bridge::flash(Path::new(binary), 30, 1_000_000),
+        ["flash", binary, seconds] => bridge::flash(Path::new(binary), number(seconds), 1_000_000),
+        ["flash", binary, seconds, messages] => bridge::flash(Path::new(binary), number(seconds), number(messages)),
         ["forward", binary] => bridge::forwarding(Path::new(binary)),
         ["start", binary, mebibytes] => _ = bridge::start_up(Path::new(binary), number(mebibytes)),
         ["load", address, qos, publishers, subscribers, messages] => {

@@ -25,6 +25,16 @@ pub fn disk_bytes(pid: u32) -> u64 {
     line.and_then(|number| number.parse().ok()).expect("a number of bytes")
 }
 
+/// How often its threads have gone to sleep, which is how often they were woken.
+pub fn wakeups(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process of ours");
+    let of_task = |task: std::io::Result<fs::DirEntry>| -> Option<u64> {
+        let status = fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+    };
+    tasks.filter_map(of_task).sum()
+}
+
 /// Time on the processor, of all threads.
 pub fn cpu_time(pid: u32) -> Duration {
     const TICKS_PER_SECOND: f64 = 100.0;

@@ -61,8 +61,13 @@ impl Gateway {
             ),
         });
         let gateway = Self { broker, bridge, web };
-        gateway.control("pause");
+        gateway.cut();
         gateway
+    }
+
+    /// Cuts the bridge's connection, and keeps it cut.
+    pub fn cut(&self) {
+        self.control("pause");
     }
 
     /// Lets the bridge connect. Mosquitto's tries by itself once a second.
@@ -88,7 +93,8 @@ impl Gateway {
         };
         Counters {
             commits: value("fieldgate_store_commits_total"),
-            checkpoints: value("fieldgate_store_checkpoints_total"),
+            syncs: value("fieldgate_store_syncs_total"),
+            written: value("fieldgate_store_written_bytes_total"),
         }
     }
 
@@ -108,12 +114,6 @@ impl Gateway {
 #[derive(Clone, Copy, Default)]
 pub struct Counters {
     pub commits: u64,
-    pub checkpoints: u64,
-}
-
-impl Counters {
-    /// A commit syncs the log; a checkpoint syncs the log and the database.
-    pub fn fsyncs_since(self, before: Self) -> u64 {
-        self.commits - before.commits + 2 * (self.checkpoints - before.checkpoints)
-    }
+    pub syncs: u64,
+    pub written: u64,
 }

@@ -11,7 +11,7 @@ use super::gateway::{Bridge, Gateway};
 use super::sink::Sink;
 use crate::brokers::{Broker, Kind, free_port, mosquitto_basics};
 use crate::client::{self, Frames, PUBLISH};
-use crate::load::{self, Latency, Load};
+use crate::load::{self, Latency, Load, Trickle};
 use crate::process;
 
 /// Clients that fill the queue, and what each leaves unacknowledged: as many devices as make large batches.
@@ -73,7 +73,7 @@ pub fn outage(bridge: Bridge, fieldgate: &Path, upstream: Upstream, qos: u8, mes
     let started = Instant::now();
     fill(gateway.broker.address, qos.max(1), messages, PAYLOAD);
     let intake = started.elapsed().as_secs_f64();
-    let fsyncs = gateway.counters().fsyncs_since(counters);
+    let fsyncs = gateway.counters().syncs - counters.syncs;
     let intake_cpu = process::cpu_time(pid) - cpu;
     let disk_bytes = process::disk_bytes(pid) - disk;
     mark(gateway.broker.address, "last");
@@ -185,7 +185,8 @@ fn mark(address: SocketAddr, which: &str) {
     load::publish_to(address, publisher, &format!("mark/{which}"), Load::new(1, 1, 0, 1));
 }
 
-fn fill(address: SocketAddr, qos: u8, messages: u64, payload: usize) {
+/// Publishes so many, from many clients.
+pub fn fill(address: SocketAddr, qos: u8, messages: u64, payload: usize) {
     let messages = messages / u64::from(PUBLISHERS);
     let load = Load { window: WINDOW, payload, ..Load::new(qos, PUBLISHERS, 0, messages) };
     let publishers: Vec<_> = (0..PUBLISHERS)
@@ -218,8 +219,9 @@ pub fn forwarding(bridge: Bridge, fieldgate: &Path, rate: u64, seconds: u64) -> 
     // The session, the first topic: what is written once is not what is measured.
     thread::sleep(Duration::from_secs(2));
     let disk = process::disk_bytes(gateway.broker.pid());
-    load::publish_at_rate(gateway.broker.address, rate, seconds, base);
-    let messages = rate * seconds;
+    let trickle = Trickle::new(rate, seconds);
+    load::publish_at_rate(gateway.broker.address, trickle, base);
+    let messages = trickle.messages();
     let mut seen = sink.wait(messages + 1, Duration::from_secs(5));
     thread::sleep(Duration::from_secs(1));
     Forwarding {

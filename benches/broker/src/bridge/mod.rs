@@ -4,6 +4,7 @@
 //! Mosquitto has its best case: persistence is off, its queue is unbounded and in memory, its window is ours. The same
 //! upstreams for both: the [`sink`], which does nothing but acknowledge, and real brokers.
 
+mod flash;
 mod gateway;
 mod measure;
 mod report;
@@ -12,6 +13,7 @@ mod sink;
 use std::path::Path;
 
 use crate::brokers::Kind;
+pub use flash::run as flash;
 use gateway::{BRIDGES, Bridge};
 use measure::{Forwarding, Outage, Upstream, millis};
 use report::Report;

@@ -1,10 +1,11 @@
-//! The fastest upstream there could be: reads, acknowledges at once, forgets. MQTT 3.1.1 and 5.0.
+//! The fastest upstream there could be: reads, acknowledges at once, forgets. MQTT 3.1.1 and 5.0. Or one that is just as
+//! fast and far away.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,11 @@ pub struct Seen {
 impl Sink {
     /// Listens from now on, and takes messages up to `maximum_qos`. `base` is when their stamps began to count.
     pub fn listen(address: SocketAddr, maximum_qos: u8, base: Instant) -> Self {
+        Self::listen_far(address, maximum_qos, base, Duration::ZERO)
+    }
+
+    /// The same, at the end of a line on which an answer takes `away`.
+    pub fn listen_far(address: SocketAddr, maximum_qos: u8, base: Instant, away: Duration) -> Self {
         let listener = TcpListener::bind(address).expect("the sink listens");
         let shared = Arc::<Shared>::default();
         let thread = {
@@ -56,7 +62,7 @@ impl Sink {
                         return;
                     }
                     shared.seen.lock().expect("no panic").accepted_at.get_or_insert_with(Instant::now);
-                    serve(stream, maximum_qos, &shared, base);
+                    serve(stream, maximum_qos, &shared, base, away);
                 }
             })
         };
@@ -89,9 +95,10 @@ impl Drop for Sink {
     }
 }
 
-fn serve(mut stream: TcpStream, maximum_qos: u8, shared: &Shared, base: Instant) {
+fn serve(mut stream: TcpStream, maximum_qos: u8, shared: &Shared, base: Instant, away: Duration) {
     stream.set_nodelay(true).expect("a socket");
     stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket");
+    let far = (!away.is_zero()).then(|| answer_later(&stream, away));
     let (mut frames, mut out, mut is_v5) = (Frames::default(), Vec::new(), false);
     loop {
         let mut seen = None;
@@ -149,9 +156,27 @@ fn serve(mut stream: TcpStream, maximum_qos: u8, shared: &Shared, base: Instant)
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && !shared.ends.load(Ordering::Acquire) => {}
             Err(_) => return,
         }
-        if stream.write_all(&out).is_err() {
-            return;
+        match &far {
+            Some(_) if out.is_empty() => {}
+            Some(far) => _ = far.send((Instant::now(), out.clone())),
+            None if stream.write_all(&out).is_err() => return,
+            None => {}
         }
         out.clear();
     }
+}
+
+/// Takes answers with the time they were given, and writes them when they have come so far.
+fn answer_later(stream: &TcpStream, away: Duration) -> mpsc::Sender<(Instant, Vec<u8>)> {
+    let mut stream = stream.try_clone().expect("a second handle");
+    let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
+        while let Ok((given, answer)) = receiver.recv() {
+            thread::sleep((given + away).saturating_duration_since(Instant::now()));
+            if stream.write_all(&answer).is_err() {
+                return;
+            }
+        }
+    });
+    sender
 }

@@ -73,8 +73,6 @@ pub fn receive(stream: &mut TcpStream, expected: u64) -> (u64, Duration) {
 pub fn leave_session(address: SocketAddr, client_id: &str, filter: &str) -> io::Result<()> {
     let mut stream = client::attach(address, client_id, client::Session::Kept)?;
     client::subscribe(&mut stream, filter, 1)?;
-    stream.write_all(&[0xe0, 0])?;
-    // The broker closes once it knows that the client is gone.
-    let _ = io::copy(&mut stream, &mut io::sink());
+    client::leave(stream);
     Ok(())
 }
