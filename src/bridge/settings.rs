@@ -12,6 +12,7 @@ use super::sas::Sas;
 use super::schedule::Schedule;
 use super::url::Url;
 use crate::hub::{Order, Precedence, Priority, QueueLimits};
+use crate::message::QoS;
 use crate::secret::Secret;
 use crate::tls::{self, TlsError};
 use crate::topic::{TopicError, TopicName};
@@ -25,6 +26,9 @@ pub struct Settings {
     /// Where it is reached; at least one.
     pub urls: Vec<Url>,
     pub address_order: AddressOrder,
+    /// While connected to another address than the first of [`AddressOrder::Ordered`]: how often to look whether the first
+    /// is back.
+    pub return_interval: Duration,
     /// On the way to all of `urls`. Its name is resolved here, theirs there.
     pub proxy: Option<Proxy>,
     pub version: VersionChoice,
@@ -97,7 +101,7 @@ impl Connection {
 /// Which of several addresses is tried first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum AddressOrder {
-    /// The first is the main one: each lost connection starts over with it.
+    /// The first is the main one: each lost connection starts over with it, and a connection to another returns to it.
     #[default]
     Ordered,
     /// All are equal: a lost connection goes on with the next.
@@ -121,6 +125,7 @@ impl Settings {
             name: name.into(),
             urls: vec![url],
             address_order: AddressOrder::Ordered,
+            return_interval: Duration::from_secs(30),
             proxy: None,
             version: VersionChoice::Newest,
             client_id: None,
@@ -251,6 +256,12 @@ pub struct Checked {
     pub max_rate: MaxRate,
     /// What names the queue among those of other gateways: `GATEWAY/UPSTREAM`.
     pub queue: String,
+}
+
+impl Checked {
+    pub fn sends_qos_2(&self) -> bool {
+        self.outgoing.iter().any(|rule| rule.qos == QoS::ExactlyOnce)
+    }
 }
 
 /// What is wrong with an upstream's settings.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 use tracing::{debug, warn};
 
@@ -43,6 +44,8 @@ const ENCODE_AHEAD_BYTES: usize = 256 * 1024;
 const READ_BYTES: usize = 32 * 1024;
 /// How long the upstream may leave bytes unread, or messages unacknowledged, before the connection is given up.
 const STALL: Duration = Duration::from_secs(60);
+/// How long the upstream may take to acknowledge what is open when we are called away. New messages wait meanwhile.
+const SETTLING: Duration = Duration::from_secs(5);
 /// How long taking leave of the upstream may take.
 pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 /// AWS IoT Core takes no more in one SUBSCRIBE.
@@ -57,8 +60,19 @@ pub(super) enum End {
     Asked,
     /// Nothing has crossed for the idle timeout, and we took leave.
     Idle,
+    /// We were called away, and took leave with nothing left open.
+    CalledAway,
     /// Why, for a person.
     Lost(String),
+}
+
+/// What is left behind by a connection.
+pub(super) struct Ended {
+    pub end: End,
+    /// Whether every SUBSCRIBE was answered.
+    pub subscribed: bool,
+    /// Whether deliveries are not over, of which the upstream may remember the identifiers.
+    pub is_open: bool,
 }
 
 pub(super) struct Stream<'a> {
@@ -81,6 +95,12 @@ pub(super) struct Stream<'a> {
     window: Window,
     /// How long nothing may cross; `None` for ever.
     pub idle_timeout: Option<Duration>,
+    /// Told each time that another address were better.
+    pub calls: Option<watch::Receiver<()>>,
+    /// Since when nothing new is sent, so that nothing is open when this connection ends.
+    leaving: Option<Instant>,
+    /// Another address was used before this one: what we remember of packet identifiers is not about this upstream.
+    pub is_elsewhere: bool,
     throttle: Throttle,
     drain: Drain,
     started: Instant,
@@ -127,6 +147,9 @@ impl<'a> Stream<'a> {
             requests: Vec::new(),
             window: Window::new(now),
             idle_timeout: None,
+            calls: None,
+            leaving: None,
+            is_elsewhere: false,
             throttle: Throttle::new(rules.max_rate, now),
             drain: Drain::new(now),
             started: now,
@@ -137,9 +160,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Works until the connection is lost or `stop` says so; the link is detached then. Also tells whether every
-    /// SUBSCRIBE was answered.
-    pub async fn run(mut self, transport: Box<dyn Transport>, subscribe: bool, stop: &mut Stop) -> (End, bool) {
+    /// Works until the connection is lost or `stop` says so; the link is detached then.
+    pub async fn run(mut self, transport: Box<dyn Transport>, subscribe: bool, stop: &mut Stop) -> Ended {
         if self.is_new {
             self.link.forget_all_inbound();
         }
@@ -148,14 +170,15 @@ impl<'a> Stream<'a> {
             Err(end) => end,
             Ok(()) => self.work(&mut reader, &mut writer, stop).await,
         };
-        if matches!(end, End::Asked | End::Idle) {
+        if matches!(end, End::Asked | End::Idle | End::CalledAway) {
             self.take_leave(&mut writer).await;
         } else {
             // The reason for a close, in 5.0. The peer may be gone.
             let _ = timeout(FAREWELL, self.write_all(&mut writer)).await;
         }
+        let is_open = self.link.take_begun(&mut Vec::new(), 0) > 0;
         self.link.detach(false, None);
-        (end, self.requests.is_empty())
+        Ended { end, subscribed: self.requests.is_empty(), is_open }
     }
 
     /// Subscribes, and says that we are here.
@@ -224,6 +247,9 @@ impl<'a> Stream<'a> {
             let now = now();
             self.fill(now);
             self.look_at_backlog(now);
+            if self.leaving.is_some() && self.is_settled() {
+                return End::CalledAway;
+            }
             if self.link.fate().is_some() {
                 return End::Lost("the session of this upstream was taken by another component".into());
             }
@@ -236,7 +262,7 @@ impl<'a> Stream<'a> {
                 written_until = (position, now);
             }
             let deadline = self.deadline(written_until.1);
-            let Self { link, input, writing, unflushed, .. } = self;
+            let Self { link, input, writing, unflushed, calls, leaving, .. } = self;
             input.reserve(READ_BYTES);
             tokio::select! {
                 read = reader.read_buf(input), if pressure.is_none() => match read {
@@ -257,9 +283,21 @@ impl<'a> Stream<'a> {
                         return end;
                     }
                 }
+                () = called(calls), if leaving.is_none() => *leaving = Some(now),
                 () = stop.asked() => return End::Asked,
             }
         }
+    }
+
+    /// Whether neither side waits for anything of the other.
+    fn is_settled(&mut self) -> bool {
+        self.taken.is_empty()
+            && self.requests.is_empty()
+            && self.window.unacknowledged == 0
+            && self.client.acks().is_empty()
+            && !self.writing.bytes.has_remaining()
+            && self.encoded.bytes.get_ref().is_empty()
+            && self.link.take_begun(&mut Vec::new(), 0) == 0
     }
 
     fn deadline(&self, written_at: Instant) -> Instant {
@@ -268,7 +306,8 @@ impl<'a> Stream<'a> {
         let stalled = self.writing.bytes.has_remaining().then(|| written_at + STALL);
         let unanswered = (self.window.unacknowledged > 0).then(|| self.window.acknowledged_at + STALL);
         let idle = self.idle_timeout.map(|timeout| self.window.crossed_at + timeout);
-        let rest = [idle, self.throttle.deadline(), self.drain.deadline()];
+        let leave = self.leaving.map(|since| since + SETTLING);
+        let rest = [idle, leave, self.throttle.deadline(), self.drain.deadline()];
         [self.client.deadline(), stalled, unanswered].into_iter().chain(rest).flatten().min().unwrap_or(never)
     }
 
@@ -283,6 +322,10 @@ impl<'a> Stream<'a> {
                 "the upstream has not acknowledged anything for {STALL:?} although {unacknowledged} messages wait \
                  for it"
             )));
+        }
+        if self.leaving.is_some_and(|since| now >= since + SETTLING) {
+            // The next call may come at a better time.
+            self.leaving = None;
         }
         if self.idle_timeout.is_some_and(|timeout| now >= self.window.crossed_at + timeout) {
             if unacknowledged == 0 && self.shared.queued().0 == 0 {
@@ -308,6 +351,7 @@ impl<'a> Stream<'a> {
                         let mut inbound = Inbound {
                             shared: self.shared,
                             rules: self.rules,
+                            is_elsewhere: self.is_elsewhere,
                             who: self.who,
                             link: &mut self.link,
                             requests: &mut self.requests,
@@ -415,6 +459,17 @@ impl<'a> Stream<'a> {
 /// The runtime's time, which tests can hold still.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// Waits for the next call.
+///
+/// # Cancel safety
+/// Nothing is lost.
+async fn called(calls: &mut Option<watch::Receiver<()>>) {
+    let Some(calls) = calls else { return std::future::pending().await };
+    if calls.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 async fn wait(pressure: Option<&Pressure>) {

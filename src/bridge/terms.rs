@@ -85,8 +85,7 @@ impl Terms {
 
     /// How many messages may be in flight, where the upstream allows `allowed`.
     pub fn window(&self, allowed: u16, rules: &Checked) -> u16 {
-        let has_qos_2 = rules.outgoing.iter().any(|rule| rule.qos == QoS::ExactlyOnce);
-        if self.version < Version::V5 && has_qos_2 { OLD_QOS_2_WINDOW } else { allowed }
+        if self.version < Version::V5 && rules.sends_qos_2() { OLD_QOS_2_WINDOW } else { allowed }
     }
 
     /// The upstream at `url` did not take the CONNECT: says why, or `None` where it may take what is asked for next.

@@ -1,5 +1,6 @@
 //! The task of one upstream: connect, stream, and after a loss wait and connect again, for ever.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::reporter::Reporter;
 use super::sas;
 use super::schedule::Window;
 use super::settings::{AddressOrder, Connection};
-use super::stream::{End, FAREWELL, Stream};
+use super::stream::{End, Ended, FAREWELL, Stream};
 use super::terms::Terms;
 use super::url::Url;
 use super::words::{Proof, Who};
@@ -29,6 +30,8 @@ use crate::tls::ClientTls;
 /// How often a lazy upstream looks whether something waits. A session without connection has nobody to wake, and a
 /// connection that is made when needed is in no hurry.
 const LAZY_LOOK: Duration = Duration::from_millis(500);
+/// How often the time until the next look for the first address is doubled.
+const MAX_DOUBLINGS: u32 = 6;
 /// How often the log says that a certificate expires.
 const REMIND: Duration = Duration::from_secs(86_400);
 /// How many different reasons are logged within one outage.
@@ -88,10 +91,17 @@ struct Uplink<'a> {
     /// Index of the address after the one used last, where they take turns.
     next_address: usize,
     terms: Terms,
-    /// Whether the upstream was subscribed to in this process; 3.1.1 sends retained messages again for each SUBSCRIBE.
-    subscribed: bool,
-    /// Where our session is new and was not connected yet. What is remembered there of an earlier one would take new
-    /// messages for repetitions.
+    /// Where the upstream was subscribed to in this process; 3.1.1 sends retained messages again for each SUBSCRIBE.
+    subscribed: Vec<Url>,
+    /// Where the last connection was.
+    last: Option<Url>,
+    /// Whether what is remembered there has QoS 2 deliveries that are not over. They will be, at the next address, and
+    /// under their identifiers other messages go out then.
+    left_open: bool,
+    /// How often in a row the first address was there for a moment only.
+    returned_in_vain: u32,
+    /// Where our session is new and was not connected yet, or where it was left with deliveries that are over by now. What
+    /// is remembered there would take new messages for repetitions.
     strangers: Vec<Url>,
     /// Whether the next CONNECT ends the session that is remembered.
     clean_start: bool,
@@ -132,7 +142,10 @@ impl<'a> Uplink<'a> {
             renew_at: None,
             next_address: 0,
             terms: Terms::new(upstream.settings.version),
-            subscribed: false,
+            subscribed: Vec::new(),
+            last: None,
+            left_open: false,
+            returned_in_vain: 0,
             strangers: if upstream.is_new { upstream.settings.urls.clone() } else { Vec::new() },
             clean_start: false,
             told: Vec::new(),
@@ -287,14 +300,28 @@ impl<'a> Uplink<'a> {
         };
         match connected {
             Err(attempt) => attempt,
-            Ok((stream, transport, subscribe)) => {
+            Ok((mut stream, transport, subscribe)) => {
                 let since = Instant::now();
                 stop.renew_at = self.renew_at;
-                let (end, subscribed) = stream.run(transport, subscribe, &mut stop).await;
-                self.subscribed = subscribed;
+                let (call, calls) = watch::channel(());
+                let first = self.main_address().filter(|first| *first != url);
+                stream.calls = first.map(|_| calls);
+                let Ended { end, subscribed, is_open } = tokio::select! {
+                    ended = stream.run(transport, subscribe, &mut stop) => ended,
+                    never = self.watch_for(first, &call) => match never {},
+                };
+                self.subscribed.retain(|other| other != url || subscribed);
+                if subscribed && !self.subscribed.contains(url) {
+                    self.subscribed.push(url.clone());
+                }
+                self.left_open = is_open && self.upstream.rules.sends_qos_2();
+                self.returned_in_vain = match end {
+                    End::CalledAway => self.returned_in_vain + 1,
+                    _ => self.returned_in_vain,
+                };
                 self.down_since = Instant::now();
                 match end {
-                    End::Asked => Attempt::Asked,
+                    End::Asked | End::CalledAway => Attempt::Asked,
                     End::Idle => {
                         // What the operator asked for is done.
                         shared.wish.send_if_modified(|wish| {
@@ -311,6 +338,46 @@ impl<'a> Uplink<'a> {
         }
     }
 
+    /// The address to return to from the others.
+    fn main_address(&self) -> Option<&'a Url> {
+        let settings = &self.upstream.settings;
+        settings.urls.first().filter(|_| settings.urls.len() > 1 && settings.address_order == AddressOrder::Ordered)
+    }
+
+    /// Looks whether `address` is back, and calls each time it is. A TCP, TLS and WebSocket connection says so; a CONNECT
+    /// would take over our own session where the addresses are of one broker.
+    async fn watch_for(&self, address: Option<&Url>, call: &watch::Sender<()>) -> Infallible {
+        let Some(address) = address else { return std::future::pending().await };
+        let (settings, name) = (&self.upstream.settings, &self.upstream.shared.name);
+        // An address that takes connections and does not keep them costs an interruption each time.
+        let wait = settings.return_interval.saturating_mul(1 << self.returned_in_vain.min(MAX_DOUBLINGS));
+        loop {
+            sleep(wait).await;
+            let dialled = async {
+                let tls = address.scheme.is_tls().then(|| self.load_tls()).transpose()?;
+                self.way(address, tls.as_deref()).dial().await.map_err(|error| error.0)
+            };
+            match dialled.await {
+                Ok(_) => {
+                    info!(upstream = name, %address, "the first address is back; moving there once nothing is in flight");
+                    call.send_replace(());
+                }
+                Err(reason) => debug!(upstream = name, %address, reason, "the first address is still away"),
+            }
+        }
+    }
+
+    fn way<'w>(&'w self, url: &'w Url, tls: Option<&'w ClientTls>) -> Way<'w> {
+        let settings = &self.upstream.settings;
+        Way {
+            url,
+            proxy: settings.proxy.as_ref(),
+            tls,
+            timeout: settings.connect_timeout,
+            max_packet_size: settings.max_packet_size,
+        }
+    }
+
     async fn connect(&mut self, url: &Url) -> Result<(Stream<'a>, Box<dyn Transport>, bool), Attempt> {
         let upstream = self.upstream;
         let (settings, shared) = (&upstream.settings, &upstream.shared);
@@ -318,14 +385,8 @@ impl<'a> Uplink<'a> {
         let who = Who { client_id: &upstream.rules.client_id, username: settings.username.as_deref(), proof };
         let deadline = Instant::now() + settings.connect_timeout;
         let tls = url.scheme.is_tls().then(|| self.load_tls()).transpose().map_err(Attempt::Failed)?;
-        let way = Way {
-            url,
-            proxy: settings.proxy.as_ref(),
-            tls: tls.as_deref(),
-            timeout: settings.connect_timeout,
-            max_packet_size: settings.max_packet_size,
-        };
-        let (mut transport, address) = way.dial().await.map_err(|error| Attempt::Failed(error.0))?;
+        let dialled = self.way(url, tls.as_deref()).dial().await;
+        let (mut transport, address) = dialled.map_err(|error| Attempt::Failed(error.0))?;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let mut options = self.terms.options(settings, &upstream.rules, self.clean_start);
         self.renew_at = None;
@@ -362,8 +423,19 @@ impl<'a> Uplink<'a> {
         self.told.clear();
         shared.condition.lock().version = Some(version);
         shared.enter(Phase::Connected, None);
-        let subscribe = !session_present || !self.subscribed || self.terms.version == Version::V5;
+        let subscribe = !session_present || !self.subscribed.contains(url) || self.terms.version == Version::V5;
         let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link);
+        stream.is_elsewhere = settings.urls.len() > 1 && self.last.as_ref() != Some(url);
+        if let Some(last) = self.last.replace(url.clone()).filter(|last| last != url)
+            && self.left_open
+            && !self.strangers.contains(&last)
+        {
+            self.strangers.push(last);
+        }
+        self.left_open = false;
+        if self.main_address() == Some(url) {
+            self.returned_in_vain = 0;
+        }
         stream.idle_timeout = match (&settings.connection, *shared.wish.borrow()) {
             (Connection::Lazy, _) | (Connection::Scheduled(_), Wish::Connect) => Some(settings.idle_timeout),
             _ => None,

@@ -93,6 +93,11 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
     }
     let meaning = "Several addresses are equal: a lost connection goes on with the next, not with the first.";
     let round_robin = table.value("round_robin", meaning).or(false);
+    let meaning = "While connected to another address than the first, how often to look whether the first is back.";
+    let return_interval = table
+        .value("return_interval", meaning)
+        .range(Duration::from_secs(1)..=Duration::from_secs(86_400))
+        .or(Duration::from_secs(30));
     let meaning = "The HTTP proxy on the way to the broker, asked for a tunnel by CONNECT.";
     let proxy = table.value::<Proxy>("proxy", meaning).optional();
     let defaults = urls.first().map(|url| Settings::new("", url.value.clone()));
@@ -160,6 +165,7 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         name,
         urls: urls.into_iter().map(|url| url.value).collect(),
         address_order: if round_robin { AddressOrder::RoundRobin } else { AddressOrder::Ordered },
+        return_interval,
         proxy,
         version,
         client_id,

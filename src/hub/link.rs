@@ -497,6 +497,14 @@ impl Link {
         self.session.note_expired(expired, now, &self.hub.0.counters);
     }
 
+    /// As [`Link::take`], but only what deliveries that have begun still need; returns how many of them are not over. What
+    /// was never sent waits for another connection.
+    pub fn take_begun(&mut self, into: &mut Vec<Outbound>, max: usize) -> usize {
+        self.flush_acknowledged();
+        let window = self.attachment.window;
+        self.state().map_or(0, |mut state| state.queue.take_begun(into, max, window))
+    }
+
     /// QoS 1 and 2 messages that wait to be sent, live ones aside where a share of the connection is theirs.
     pub fn backlog(&self) -> u64 {
         self.state().map_or(0, |state| state.queue.backlog())

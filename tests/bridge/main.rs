@@ -3,6 +3,7 @@
 mod aws;
 mod azure;
 mod cloud;
+mod failover;
 mod lanes;
 mod loops;
 mod modes;

@@ -24,6 +24,7 @@ use crate::store::Receipt;
 pub(super) struct Inbound<'s, 'a> {
     pub shared: &'a Shared,
     pub rules: &'a Checked,
+    pub is_elsewhere: bool,
     pub who: Who<'a>,
     pub link: &'s mut Link,
     pub requests: &'s mut Vec<(PacketId, Vec<String>)>,
@@ -97,6 +98,14 @@ impl Inbound<'_, '_> {
     /// A message of the upstream: to the hub, under its local name.
     fn publish(&mut self, publish: &Publish<'_>) -> Reply {
         self.shared.counters.received.fetch_add(1, Ordering::Relaxed);
+        if let Some(packet_id) = publish.packet_id
+            && self.is_elsewhere
+            && !publish.dup
+            && publish.qos == QoS::ExactlyOnce
+        {
+            // The same identifier at the address before meant another message: what is repeated says so.
+            self.link.forget_inbound(packet_id);
+        }
         let mut properties = publish.properties.to_message_properties();
         let hops = marks::hops(properties.as_deref());
         let (reason, receipt) = match self.rules.incoming.map(publish.topic, self.topic) {

@@ -54,10 +54,14 @@ impl Stream<'_> {
                     let room = self.window.room();
                     let mut taken = Vec::from(std::mem::take(&mut self.taken));
                     // No more than may go at once: what is taken has its place in line.
-                    self.link.take(&mut taken, TAKE_MESSAGES.min(room).min(allowed));
+                    let most = TAKE_MESSAGES.min(room).min(allowed);
+                    match self.leaving {
+                        None => self.link.take(&mut taken, most),
+                        Some(_) => _ = self.link.take_begun(&mut taken, most),
+                    }
                     self.taken = taken.into();
                     if self.taken.is_empty() {
-                        return allowed == 0 && room > 0 && !self.link.is_idle();
+                        return self.leaving.is_none() && allowed == 0 && room > 0 && !self.link.is_idle();
                     }
                     continue;
                 }

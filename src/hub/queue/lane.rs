@@ -412,6 +412,11 @@ impl Lane {
         self.outstanding
     }
 
+    /// What was sent, on this connection or an earlier one, and is not over.
+    pub fn begun(&self) -> usize {
+        self.inflight.len()
+    }
+
     /// Whether there is nothing to send, now or once something has reached the disk.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.lossy.is_empty() && self.resent == self.inflight.len()

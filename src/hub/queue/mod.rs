@@ -441,6 +441,17 @@ impl Queue {
         expired
     }
 
+    /// Moves up to `max` of what deliveries that have begun still need to `into`, and nothing that was never sent. Returns
+    /// how many of them are not over.
+    pub fn take_begun(&mut self, into: &mut Vec<Outbound>, max: usize, window: u16) -> usize {
+        let end = into.len() + max;
+        for lane in &mut self.lanes {
+            lane.take_again(into, end, window);
+            lane.take_releases(into, end);
+        }
+        self.lanes.iter().map(Lane::begun).sum()
+    }
+
     /// Gives up what has expired of what waits in memory; returns how many messages that were.
     pub fn sweep(&mut self, age: Age, ops: &mut Vec<Op>) -> u64 {
         self.lanes.iter_mut().map(|lane| lane.sweep(age, ops)).sum()
