@@ -363,6 +363,8 @@ impl Connection {
         {
             self.pressure = None;
         }
+        // A 3.x client is closed on when something could not be kept: what it has sent since must not overtake that.
+        self.flush_acks(&mut scratch.output)?;
         let mut step = None;
         if self.may_read() {
             let (read, next) = self.poll_input(cx, scratch)?;

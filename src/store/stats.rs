@@ -183,6 +183,11 @@ impl Stats {
         }
     }
 
+    /// Whether something was refused in the episode that lasts.
+    pub fn has_refused(&self) -> bool {
+        self.is_failing() && self.alarm.lock().as_ref().is_some_and(|alarm| alarm.refused > 0)
+    }
+
     /// Ends the episode and returns what it was.
     pub fn recovered(&self) -> Option<Alarm> {
         self.failing.store(false, Ordering::Relaxed);

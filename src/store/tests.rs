@@ -329,6 +329,10 @@ fn a_full_database_refuses_what_is_new_takes_removals_and_recovers() {
     }
     assert!(was_full_before, "the store says that it is full before it refuses");
     assert!(store.is_full());
+    // There may be room for less, but it would overtake what was refused.
+    let overtaking = receipt();
+    store.submit(&mut vec![enqueue(S, stored + 2, message("t", ""), Some(overtaking.clone()))], Due::Now);
+    assert_eq!(settled(&overtaking), ReceiptState::Failed);
     assert_eq!(store.statuses()[0].health, crate::observe::Health::Down);
     assert_eq!(sequences(&store, S), (1..=stored).collect::<Vec<_>>());
     let mut removals = (1..stored).map(|sequence| Op::remove(S, sequence)).collect();

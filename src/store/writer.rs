@@ -129,7 +129,8 @@ impl Writer {
             self.refuse(&mut work);
             return self.keep(work);
         }
-        if self.is_clogged() {
+        // What a publisher sends after something that was refused must not be kept before it: it sends that again.
+        if self.is_clogged() || self.stats.has_refused() {
             self.refuse(&mut work);
         }
         let written = self.commit(&work).or_else(|error| {
