@@ -13,7 +13,8 @@ pub(super) struct Ledger {
     pub repeated: Findings,
     /// Came again at QoS 2.
     pub doubled: Findings,
-    /// Came for the first time after a higher number.
+    /// Came for the first time after a higher number of its QoS: an upstream keeps the order of each QoS, and may pass on
+    /// what came at QoS 1 while a QoS 2 handshake goes on.
     pub late: Findings,
     /// From one empty queue to the next.
     lives: Vec<Life>,
@@ -47,13 +48,15 @@ pub(super) struct Gap {
 }
 
 /// The numbers between two times at which the gateway started with an empty queue and began with 0.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Life {
     /// The starts of the gateway within it.
     boots: Vec<String>,
     /// Numbers seen, as ranges that do not touch, by their first.
     seen: BTreeMap<u64, Range>,
     highest: u64,
+    /// The same of each QoS.
+    highest_of: BTreeMap<Option<u64>, u64>,
     /// The latest time at which one of its messages was accepted.
     latest: String,
 }
@@ -73,7 +76,9 @@ impl Ledger {
         if time > life.latest.as_str() {
             time.clone_into(&mut life.latest);
         }
-        let is_late = number < life.highest;
+        let highest = life.highest_of.entry(qos).or_default();
+        let is_late = number < *highest;
+        *highest = number.max(*highest);
         let fate = match life.insert(number, line) {
             false if qos == Some(2) => Fate::Doubled,
             false => Fate::Repeated,
@@ -99,8 +104,7 @@ impl Ledger {
                 number <= life.highest && is_new
             });
             if starts_over {
-                let (boots, latest) = (Vec::new(), String::new());
-                self.lives.push(Life { boots, seen: BTreeMap::new(), highest: number, latest });
+                self.lives.push(Life { highest: number, ..Life::default() });
             }
             let last = self.lives.len() - 1;
             self.lives[last].boots.push(boot.into());
@@ -233,6 +237,21 @@ mod tests {
             &[(2, 2, Some(3), 2), (4, 4, Some(2), 1)],
             &[(3, 2), (1, 3)],
         );
+    }
+
+    #[test]
+    fn each_qos_has_an_order_of_its_own() {
+        let mut ledger = Ledger::default();
+        let mut check = |number, qos, expected| {
+            assert_eq!(ledger.add("a", number, "1", qos, number), expected);
+        };
+        check(0, Some(2), Fate::Fine);
+        check(5, Some(1), Fate::Fine);
+        check(1, Some(2), Fate::Fine);
+        check(4, Some(1), Fate::Late);
+        check(3, Some(2), Fate::Fine);
+        check(2, Some(2), Fate::Late);
+        assert!(ledger.gaps().is_empty());
     }
 
     #[test]
