@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `run` | the rounds: what goes wrong, and when it is over |
 //! | `oracle` | acknowledged against arrived, by fault |
+//! | `proof` | `fieldgate prove` against the oracle |
 //! | `clients` `wire` | publishers and subscriber, from the packet formats |
 //! | `gateway` `mosquitto` | processes that can be killed and started again |
 //! | `line` `proxy` `cable` | what lines do: this process as the line, or the kernel |
@@ -40,6 +41,7 @@ mod line;
 mod mosquitto;
 mod namespaces;
 mod oracle;
+mod proof;
 mod proxy;
 mod random;
 mod run;
@@ -102,10 +104,10 @@ fn nothing_acknowledged_is_lost_and_qos_2_is_exactly_once_whatever_happens() {
 #[test]
 fn lanes_keep_what_one_queue_keeps() {
     let rules = r##"
-        { filter: "plant/one-a/#", qos: 2, priority: high, provenance: add },
-        { filter: "plant/two-a/#", qos: 2, live_share: 30%, provenance: add },
-        { filter: "plant/two-b/#", qos: 2, priority: low, provenance: add },
-        { filter: "plant/#", qos: 2, provenance: add } "##;
+        { filter: "plant/one-a/#", qos: 2, priority: high, provenance: user_properties },
+        { filter: "plant/two-a/#", qos: 2, live_share: 30%, provenance: user_properties },
+        { filter: "plant/two-b/#", qos: 2, priority: low, provenance: user_properties },
+        { filter: "plant/#", qos: 2, provenance: user_properties } "##;
     run(&Plan { rules, unordered: &["two-a"], ..plan(8, Fault::PORTABLE) });
 }
 

@@ -18,6 +18,7 @@ use crate::line::{Dead, Line, Link, Weather};
 use crate::mosquitto::Mosquitto;
 use crate::namespaces::Disk;
 use crate::oracle::{AtRisk, Excuses, Verdict};
+use crate::proof::contradiction;
 use crate::proxy::Proxy;
 use crate::random::Random;
 
@@ -30,8 +31,8 @@ const PLENTY: &str = "max_messages: 100000000, max_bytes: 16GiB, when_full: reje
 
 /// Clients connect again as fast as they can.
 const UNHURRIED: &str = "max_connection_rate: 0";
-/// The file system that gets full; the database alone leaves some room on it.
-const DISK: &str = "6m";
+/// The file system that gets full; the database and its log alone leave some room on it.
+const DISK: &str = "10m";
 
 /// What goes wrong in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -256,7 +257,10 @@ fn run_in(directory: &Path, plan: &Plan) -> Verdict {
     subscriber.join().unwrap();
 
     assert!(!acknowledged.is_empty());
-    let verdict = Verdict::new(&shared, &run.faults, &acknowledged, &excuses);
+    let mut verdict = Verdict::new(&shared, &run.faults, &acknowledged, &excuses);
+    if !shared.may_forget {
+        verdict.findings.extend(contradiction(&record, &verdict, plan.subscriber_queue.is_some()));
+    }
     println!(
         "{verdict}\nseed {}, {:?} upstream, {} link: {}",
         plan.seed,
@@ -281,7 +285,7 @@ fn gateway_config(plan: &Plan, host: Ipv4Addr, line: &Line) -> String {
         "store: {{ directory: data, max_size: {max_size} }}\nweb: {{ enabled: false }}\n\
          limits: {{ max_queued_messages: 100000000, max_queued_bytes: 16GiB, {UNHURRIED} }}\nallow_anonymous: always\n\
          listeners: [ {{ name: local, address: {host}:{{port}} }} ]\n\
-         upstreams:\n  - name: cloud\n    url: mqtt://{}\n    keep_alive: 1s\n    connect_timeout: 2s\n    \
+         upstreams:\n  - name: cloud\n    url: mqtt://{}\n    version: 5\n    keep_alive: 1s\n    connect_timeout: 2s\n    \
          backoff: {{ base: 50ms, cap: 1s, stable: 5s }}\n    \
          out: [ {rules} ]\n    max_inflight_messages: 100\n    queue: {{ {PLENTY} }}\n",
         line.address()
