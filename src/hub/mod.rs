@@ -487,6 +487,9 @@ impl Hub {
         self.relieve_memory();
         let now = self.now();
         let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
+        if let Some(saved) = self.store().and_then(Store::take_replaced) {
+            self.record_again(&sessions, saved);
+        }
         for session in sessions {
             self.housekeep_session(&session, now);
             self.sweep(&session, now);
@@ -494,6 +497,23 @@ impl Hub {
         if seconds.is_multiple_of(60) {
             let expired = self.0.retained.write().expire(now);
             let mut ops = expired.iter().map(|message| Op::DropRetained(message.topic.clone(), None)).collect();
+            submit(self.store(), &mut ops, Due::Soon);
+        }
+    }
+
+    /// Journals what is in memory once more: the database was damaged and replaced by what could be saved of it, of the
+    /// retained messages so many.
+    fn record_again(&self, sessions: &[Arc<Session>], retained: u64) {
+        for session in sessions.iter().filter(|session| session.durable) {
+            let state = session.state.lock();
+            if !state.ended {
+                submit(self.store(), &mut session.records(&state), Due::Soon);
+            }
+        }
+        // Held until they are submitted, so that no older message comes behind a newer one of its topic.
+        let messages = self.0.retained.read();
+        if messages.len() as u64 != retained {
+            let mut ops = messages.iter().map(|message| Op::PutRetained(message.clone(), None)).collect();
             submit(self.store(), &mut ops, Due::Soon);
         }
     }

@@ -77,6 +77,11 @@ impl Retained {
         expired
     }
 
+    /// Everything, in the order of the topics.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Message>> {
+        self.messages.values()
+    }
+
     pub fn len(&self) -> usize {
         self.messages.len()
     }

@@ -446,6 +446,20 @@ impl Session {
         }
     }
 
+    /// All that the journal keeps of the session, but its queue.
+    pub fn records(&self, state: &State) -> Vec<Op> {
+        let session = self.id;
+        let subscriptions = state.subscriptions.iter().map(|(text, held)| Op::PutSubscription {
+            session,
+            filter: text.clone(),
+            options: held.options.to_byte(),
+            identifier: held.options.identifier.map(|identifier| identifier.get()),
+            receipt: None,
+        });
+        let inbound = state.inbound.keys().map(|&packet_id| Op::AddInbound { session, packet_id, receipt: None });
+        std::iter::once(self.record(state)).chain(subscriptions).chain(inbound).collect()
+    }
+
     /// Journals what the session has become. Where it is kept for ever, whether and since when it is without a connection
     /// decides nothing: a client that comes back to such a session costs no write.
     pub fn journal(&self, state: &mut State, store: Option<&Store>) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 use tracing::{debug, error};
@@ -27,6 +28,7 @@ const PURGE_ALONG: u64 = 256 << 10;
 const PURGE_IDLE: u64 = 4 << 20;
 /// Once this much was appended since summaries were written, they are written again; it bounds the count at the start.
 const MAX_UNCOUNTED: u64 = 16 << 20;
+const PUT_SESSION: &str = "INSERT OR REPLACE INTO session VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 /// Numbered topics are forgotten when all queues are empty and there are more than this.
 const KEEP_TOPICS: usize = 1024;
 
@@ -69,6 +71,13 @@ impl Database {
         let page_bytes = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let state = State::read(&connection)?;
         Ok(Self { connection, state, stale: false, page_bytes, syncs: 0, moved: 0, begins_log: false })
+    }
+
+    /// Lets go of the file without touching it any more; nothing can be read or written until the whole is replaced.
+    pub fn close(&mut self) -> rusqlite::Result<()> {
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let closed = std::mem::replace(&mut self.connection, Connection::open_in_memory()?);
+        closed.close().map_err(|(_, error)| error)
     }
 
     /// Writes everything in `batch` in one transaction, or nothing of it.
@@ -344,8 +353,7 @@ fn put_session(connection: &Connection, state: &mut State, record: &SessionRecor
         sums::optional(record.expiry_interval.map(millis)),
         sums::optional(record.detached_at.map(|at| at.0)),
     ];
-    let sql = "INSERT OR REPLACE INTO session VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    sums::write(connection, "session", sql, values)?;
+    sums::write(connection, "session", PUT_SESSION, values)?;
     let Some(will) = &record.will else {
         connection.prepare_cached("DELETE FROM will WHERE session = ?1")?.execute([id(record.id)])?;
         return Ok(());
@@ -415,8 +423,7 @@ pub(super) fn lane_slot(
         error!(session = session.0, lane, limit = MAX_SLOT, "too many lanes of sessions, its messages are not kept");
         return Ok(None);
     };
-    let values = [number(id(session)), number(i64::from(lane)), number(slot)];
-    sums::write(connection, "lane", "INSERT INTO lane VALUES (?1, ?2, ?3, ?4)", values)?;
+    write_lane(connection, session, lane, slot)?;
     state.add_lane(session, lane, slot);
     Ok(Some(slot))
 }
@@ -442,6 +449,19 @@ fn write_summaries(connection: &Connection, state: &mut State, all: bool) -> rus
         state.queue_mut(session, first_sequence(lane)).map_or(Ok(()), &mut write)?;
     }
     Ok(())
+}
+
+/// Gives a lane of a session its place. For lane 0 that is a row of the session itself, as one whose kind is not known.
+pub(super) fn write_lane(connection: &Connection, session: SessionId, lane: u8, slot: i64) -> rusqlite::Result<()> {
+    const UNKNOWN_FACE: i64 = 255;
+    let (session, lane, slot) = (number(id(session)), number(i64::from(lane)), number(slot));
+    if lane != number(0) {
+        let sql = "INSERT INTO lane VALUES (?1, ?2, ?3, ?4)";
+        return sums::write(connection, "lane", sql, [session, lane, slot]).map(|_| ());
+    }
+    let nothing = ValueRef::Null;
+    let values = [session, slot, number(UNKNOWN_FACE), text(""), nothing, nothing, nothing];
+    sums::write(connection, "session", PUT_SESSION, values).map(|_| ())
 }
 
 /// Writes what a slot holds up to the message with number `last`.

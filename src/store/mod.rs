@@ -155,7 +155,7 @@ impl Opened {
     /// # Errors
     /// [`ReadError::Database`] where the disk fails. A single record that makes no sense is left out and logged.
     pub fn sessions(&mut self) -> Result<Vec<StoredSession>, ReadError> {
-        Ok(read::sessions(&self.database.connection, &self.database.state)?)
+        self.mended(|Database { connection, state, .. }| read::sessions(connection, state))
     }
 
     /// Hands every retained message to `each`.
@@ -163,7 +163,22 @@ impl Opened {
     /// # Errors
     /// As [`Opened::sessions`].
     pub fn retained(&mut self, each: &mut dyn FnMut(Message)) -> Result<(), ReadError> {
-        Ok(read::retained(&self.database.connection, each)?)
+        self.mended(|database| read::retained(&database.connection, each))
+    }
+
+    /// Reads; where that finds the database damaged, which was too large to be checked as a whole, replaces it by what can
+    /// be saved of it and reads again.
+    fn mended<T>(&mut self, mut read: impl FnMut(&Database) -> rusqlite::Result<T>) -> Result<T, ReadError> {
+        let error = match read(&self.database) {
+            Err(error) => error,
+            Ok(result) => return Ok(result),
+        };
+        let Some(reason) = open::damage(&error).filter(|_| self.replaced.is_none()) else { return Err(error.into()) };
+        match open::repair(&mut self.database, &self.settings, &reason, &self.clock) {
+            Ok(replaced) => self.replaced = Some(replaced),
+            Err(error) => error!(error = &error as &dyn std::error::Error, reason, "the database is damaged"),
+        }
+        Ok(read(&self.database)?)
     }
 
     /// Starts the writer's thread.
@@ -176,11 +191,7 @@ impl Opened {
         stats.replaced(replaced.as_ref());
         let inbox = Arc::new(Inbox::new(&settings, stats.clone()));
         let opened_at = clock.now();
-        let limits = writer::Limits {
-            bytes: settings.max_bytes - settings.max_bytes / RESERVE,
-            messages: settings.max_messages,
-        };
-        let writer = Writer::new(database, lock, inbox.clone(), stats.clone(), clock, limits);
+        let writer = Writer::new(database, lock, inbox.clone(), stats.clone(), clock, settings);
         let thread = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
         let thread = Mutex::new(Some(thread.map_err(ReadError::Thread)?));
         Ok(Store(Arc::new(Running { inbox, stats, thread, opened_at })))
@@ -232,6 +243,12 @@ impl Store {
     /// is submitted nevertheless is kept as long as it fits, and refused then.
     pub fn is_full(&self) -> bool {
         self.0.stats.is_full()
+    }
+
+    /// Tells once after the database was damaged and replaced while the store was running how many retained messages were
+    /// saved. Rows of sessions and what hangs on them may be lost on disk too, and should be submitted again.
+    pub fn take_replaced(&self) -> Option<u64> {
+        self.0.stats.take_replaced()
     }
 
     /// Waits until the inbox has room.

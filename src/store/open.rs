@@ -14,8 +14,9 @@ use tracing::{error, info, warn};
 
 use super::Settings;
 use super::database::Database;
-use super::salvage::{Salvaged, salvage};
+use super::salvage::{SalvageError, Salvaged, salvage};
 use super::schema::{APPLICATION_ID, PAGE_BYTES, VERSION, migrate};
+use super::state::Place;
 use super::wal;
 use crate::clock::Clock;
 
@@ -95,7 +96,7 @@ pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<(Database, Lock
         Ok(database) => (database, None),
         Err(Trouble::System(source)) => return Err(failed(source)),
         Err(Trouble::Unusable(reason)) => {
-            let replaced = replace(&path, &reason, clock)?;
+            let replaced = replace(&path, &reason, write_salvage(&path, &[]), clock)?;
             let database = open_database(&path).map_err(|trouble| match trouble {
                 Trouble::System(source) => failed(source),
                 Trouble::Unusable(_) => failed(rusqlite::Error::InvalidQuery),
@@ -140,22 +141,7 @@ enum Trouble {
 
 impl From<rusqlite::Error> for Trouble {
     fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::Error::{FromSqlConversionFailure, InvalidColumnType, QueryReturnedNoRows, SqliteFailure};
-        const SHORT_READ: i32 = rusqlite::ffi::SQLITE_IOERR_SHORT_READ;
-        match &error {
-            SqliteFailure(failure, _) => match failure.code {
-                ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Unusable(error.to_string()),
-                _ if failure.extended_code == SHORT_READ => Self::Unusable("the file is cut short".into()),
-                // Our statements do not fit its tables.
-                ErrorCode::Unknown => Self::Unusable(error.to_string()),
-                _ => Self::System(error),
-            },
-            FromSqlConversionFailure(..) | InvalidColumnType(..) | QueryReturnedNoRows => {
-                Self::Unusable(error.to_string())
-            }
-            rusqlite::Error::SqlInputError { .. } => Self::Unusable(error.to_string()),
-            _ => Self::System(error),
-        }
+        damage(&error).map_or(Self::System(error), Self::Unusable)
     }
 }
 
@@ -246,17 +232,84 @@ fn lock(directory: &Path) -> Result<Lock, OpenError> {
     Ok(Lock { _file: file, path })
 }
 
-/// Moves the database at `path` aside and puts in its place a new one with what can be saved of it, or nothing at all.
-/// Wherever that is interrupted, the next start comes upon either the old one or the new one as a whole.
-fn replace(path: &Path, reason: &str, clock: &Clock) -> Result<Replaced, OpenError> {
-    let failed = |source| OpenError::Quarantine { path: path.into(), source };
+/// What is wrong with a database that gave this error; `None` where something else is to blame.
+pub(super) fn damage(error: &rusqlite::Error) -> Option<String> {
+    use rusqlite::Error::{
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows, SqlInputError,
+        SqliteFailure, Utf8Error,
+    };
+    use rusqlite::ffi::{SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ};
+    match error {
+        SqliteFailure(failure, _) => match (failure.code, failure.extended_code) {
+            (_, SQLITE_IOERR_SHORT_READ) => Some("the file is cut short".into()),
+            (_, SQLITE_IOERR_READ) => Some("a part of the file cannot be read".into()),
+            // With an unknown error our statements do not fit its tables.
+            (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown, _) => Some(error.to_string()),
+            _ => None,
+        },
+        FromSqlConversionFailure(..)
+        | InvalidColumnType(..)
+        | IntegralValueOutOfRange(..)
+        | Utf8Error(..)
+        | QueryReturnedNoRows
+        | SqlInputError { .. } => Some(error.to_string()),
+        _ => None,
+    }
+}
+
+/// Replaces the database of a store that is running, as [`open`] does. Where nothing can be saved, as on a full disk, the
+/// old one stays.
+pub(super) fn repair(
+    database: &mut Database,
+    settings: &Settings,
+    reason: &str,
+    clock: &Clock,
+) -> Result<Replaced, RepairError> {
+    let path = settings.directory.join(DATABASE_FILE);
+    let salvaged = write_salvage(&path, &database.state.places())?;
+    database.close()?;
+    let replaced = replace(&path, reason, Ok(salvaged), clock)?;
+    *database = open_database(&path).map_err(|trouble| match trouble {
+        Trouble::System(error) => error,
+        Trouble::Unusable(_) => rusqlite::Error::InvalidQuery,
+    })?;
+    database.set_max_bytes(settings.max_bytes)?;
+    Ok(replaced)
+}
+
+/// Why a running store goes on with a damaged database.
+#[derive(Debug, Error)]
+pub(super) enum RepairError {
+    #[error(transparent)]
+    Salvage(#[from] SalvageError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("the new database cannot be opened")]
+    Database(#[from] rusqlite::Error),
+}
+
+/// Writes what can be saved of the database at `path` beside it, to take its place.
+fn write_salvage(path: &Path, known: &[Place]) -> Result<Salvaged, SalvageError> {
     let (half, whole) = (with_suffix(path, HALF_SUFFIX), with_suffix(path, WHOLE_SUFFIX));
-    let salvaged = salvage(path, &with_suffix(path, "-wal"), &half);
+    let _ = fs::remove_file(&half);
+    let salvaged = salvage(path, &with_suffix(path, "-wal"), &half, known);
     if salvaged.is_ok() {
-        fs::rename(&half, &whole).map_err(failed)?;
+        fs::rename(&half, &whole)?;
     } else {
         let _ = fs::remove_file(&half);
     }
+    salvaged
+}
+
+/// Moves the database at `path` aside and puts in its place the one that was written with what could be saved of it, or
+/// none. Wherever that is interrupted, the next start comes upon either the old one or the new one as a whole.
+fn replace(
+    path: &Path,
+    reason: &str,
+    salvaged: Result<Salvaged, SalvageError>,
+    clock: &Clock,
+) -> Result<Replaced, OpenError> {
+    let failed = |source| OpenError::Quarantine { path: path.into(), source };
     let moved_to = quarantine(path, clock)?;
     finish_replacing(path).map_err(failed)?;
     let path = moved_to.display();

@@ -75,17 +75,13 @@ pub(super) fn page(
     from: u64,
     limit: PageLimit,
     pending: &Batch,
-) -> (Page, Vec<i64>) {
+) -> rusqlite::Result<(Page, Vec<i64>)> {
     let mut reader = PageReader { session, limit, pending, page: Page::default(), bytes: 0, damaged: Vec::new() };
     let Some(queue) = state.queue(session, from) else {
-        return (Page { complete: true, ..reader.page }, Vec::new());
+        return Ok((Page { complete: true, ..reader.page }, Vec::new()));
     };
-    if let Err(error) = reader.read(connection, queue, &state.topics, from) {
-        error!(%error, session = session.0, from, "a queue cannot be read");
-        reader.page.failed = true;
-        reader.page.complete = false;
-    }
-    (reader.page, reader.damaged)
+    reader.read(connection, queue, &state.topics, from)?;
+    Ok((reader.page, reader.damaged))
 }
 
 struct PageReader<'a> {

@@ -19,13 +19,14 @@ use super::batch::Row;
 use super::op::number;
 use super::row::{self, Content, Malformed};
 use super::topics::Topics;
+use crate::message::QoS;
 use crate::topic::TopicName;
 
 /// A run is closed when it holds this much, in bytes. Larger would waste a little less, make a part of a run that is read
 /// or removed cost more, and lose more where a page of the database is damaged.
 const MAX_RUN_BYTES: usize = 8 << 10;
 /// A run holds neighbours: a message that is further from the first one than this begins another run.
-const MAX_RUN_SPAN: u64 = 1 << 16;
+pub(super) const MAX_RUN_SPAN: u64 = 1 << 16;
 
 const CHECK_BYTES: usize = 4;
 
@@ -145,6 +146,11 @@ impl<'a> Frame<'a> {
         };
         let size = topic + self.content.payload.len() + row::properties_size(self.content.extra);
         u64::try_from(size).unwrap_or(u64::MAX)
+    }
+
+    /// Whether its receiver gets it with QoS 2, as far as an unchecked frame can be believed.
+    pub fn is_exactly_once(&self) -> bool {
+        self.content.grant().is_ok_and(|grant| grant.qos == QoS::ExactlyOnce)
     }
 
     /// The topic of the message, if the frame is what was written.

@@ -5,6 +5,7 @@
 //! out, and what belonged to a session that is lost goes with it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -15,13 +16,14 @@ use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, params_from_iter};
 use thiserror::Error;
 
-use super::database::write_summary;
+use super::database::{write_lane, write_summary};
 use super::pages::Pages;
 use super::queue::{self, Count, gone_check};
 use super::ranges::Ranges;
 use super::row::Content;
-use super::run::{Frames, Place, Run};
+use super::run::{self, Frames, Run};
 use super::schema::{self, APPLICATION_ID, VERSION, key_number, key_slot};
+use super::state::Place;
 use super::sums;
 use super::topics::Topics;
 use crate::topic::TopicName;
@@ -29,6 +31,9 @@ use crate::topic::TopicName;
 /// How long it may take; what was not read by then stays in the database that is moved aside. The gateway does not
 /// serve meanwhile, and whoever supervises it waits no longer than a minute and a half.
 const SALVAGE_TIME: Duration = Duration::from_secs(30);
+
+/// No more messages than there are packet identifiers can be under way.
+const MAX_UNRELEASED: u64 = u16::MAX as u64;
 
 /// What was saved, and what is known to be lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,8 +68,9 @@ pub(super) enum SalvageError {
 }
 
 /// Writes what can be saved of the database at `path`, with the log beside it, into a new one at `into`. The new one is
-/// on disk when this returns.
-pub(super) fn salvage(path: &Path, log: &Path, into: &Path) -> Result<Salvaged, SalvageError> {
+/// on disk when this returns. `known` are the lanes of the sessions that a running store has: they get their places also
+/// where their rows are lost, so that nothing is lost with them.
+pub(super) fn salvage(path: &Path, log: &Path, into: &Path, known: &[Place]) -> Result<Salvaged, SalvageError> {
     let mut pages = Pages::open(path, log, Instant::now() + SALVAGE_TIME)?;
     // A first page that cannot be read says nothing; what is found below has its checks.
     if pages.version(APPLICATION_ID).is_some_and(|found| found != (VERSION, true)) {
@@ -79,9 +85,9 @@ pub(super) fn salvage(path: &Path, log: &Path, into: &Path) -> Result<Salvaged, 
     connection.execute_batch("BEGIN")?;
     let mut salvage =
         Salvage { connection: &connection, roots, pages, queues: HashMap::new(), found: Salvaged::default() };
-    salvage.run()?;
+    salvage.run(known)?;
     let found = salvage.finish()?;
-    if found.sessions + found.retained == 0 {
+    if found.sessions + found.retained == 0 && known.is_empty() {
         return Err(SalvageError::Nothing);
     }
     connection.execute_batch("COMMIT")?;
@@ -109,8 +115,11 @@ struct Queue {
     highest: Option<u64>,
     gone: Ranges,
     released: Ranges,
-    /// Numbers of runs that were taken over.
+    /// Numbers of runs that were taken over, and of the messages in them that are whole.
     taken: Ranges,
+    whole: Ranges,
+    /// QoS 2 is used here.
+    exactly_once: bool,
     count: Count,
     /// Of `count`, messages up to `last`.
     counted: u64,
@@ -127,6 +136,8 @@ impl Queue {
             gone: Ranges::default(),
             released: Ranges::default(),
             taken: Ranges::default(),
+            whole: Ranges::default(),
+            exactly_once: false,
             count: Count::default(),
             counted: 0,
             lost: 0,
@@ -144,7 +155,7 @@ impl Queue {
 }
 
 impl Salvage<'_> {
-    fn run(&mut self) -> rusqlite::Result<()> {
+    fn run(&mut self, known: &[Place]) -> rusqlite::Result<()> {
         let mut clients: HashMap<i64, Arc<str>> = HashMap::new();
         let mut queues = HashMap::new();
         self.found.sessions = self.checked("session", |row| {
@@ -158,6 +169,15 @@ impl Salvage<'_> {
             let client_id = clients.get(session);
             client_id.is_some_and(|client_id| queues.insert(*slot, Queue::new(client_id.clone())).is_none())
         })?;
+        for &Place { session, lane, slot } in known {
+            let id = i64::try_from(session.0).unwrap_or(i64::MAX);
+            if let Entry::Vacant(place) = queues.entry(slot) {
+                let client_id = clients.entry(id).or_insert_with(|| format!("session {id}").into());
+                place.insert(Queue::new(client_id.clone()));
+                write_lane(self.connection, session, lane, slot)?;
+                self.found.lost_rows += 1;
+            }
+        }
         let is_known = |row: &[Value]| matches!(row, [Value::Integer(session), ..] if clients.contains_key(session));
         self.found.subscriptions = self.checked("subscription", is_known)?;
         self.checked("inbound", is_known)?;
@@ -201,6 +221,7 @@ impl Salvage<'_> {
             queues.get_mut(&key_slot(*key)).is_some_and(|queue| {
                 queue.saw(number);
                 queue.released.insert_range(number, number);
+                queue.exactly_once = true;
                 queue.add(number, 0);
                 true
             })
@@ -228,7 +249,7 @@ impl Salvage<'_> {
                 && let Some(first) = u64::try_from(*span).ok().and_then(|span| key_number(row_id).checked_sub(span))
                 && written.is_ok()
             {
-                let place = Place { slot: key_slot(row_id), first, accepted_at: *accepted_at };
+                let place = run::Place { slot: key_slot(row_id), first, accepted_at: *accepted_at };
                 let messages = u64::try_from(*messages).unwrap_or(0).min(key_number(row_id) - first + 1);
                 if let Some(run) = queue.take_over(place, key_number(row_id), messages, frames, topics) {
                     written = queue::write(connection, &run);
@@ -282,12 +303,16 @@ impl Salvage<'_> {
     fn finish(self) -> rusqlite::Result<Salvaged> {
         let Self { connection, pages, queues, mut found, .. } = self;
         let mut lost: HashMap<Arc<str>, u64> = HashMap::new();
-        for (slot, queue) in queues {
+        for (slot, mut queue) in queues {
+            found.messages += queue.count.messages;
+            let missing = queue.missing();
+            for number in queue.to_release() {
+                queue::put_released(connection, slot, number)?;
+                queue.add(number, 0);
+            }
             if let Some(highest) = queue.highest {
                 write_summary(connection, slot, highest, queue.count)?;
             }
-            found.messages += queue.count.messages;
-            let missing = queue.lost.max(queue.expected.saturating_sub(queue.counted));
             if missing > 0 {
                 *lost.entry(queue.client_id).or_default() += missing;
             }
@@ -301,9 +326,37 @@ impl Salvage<'_> {
 }
 
 impl Queue {
+    /// How many messages are lost, as far as they can be counted.
+    fn missing(&self) -> u64 {
+        self.lost.max(self.expected.saturating_sub(self.counted))
+    }
+
+    /// The numbers of lost messages that may have been sent. A receiver that has begun to take one under its packet
+    /// identifier would take the next message with that identifier for the same one, and must be told to release it. To
+    /// release one that it does not know does no harm.
+    fn to_release(&self) -> Vec<u64> {
+        let missing = self.missing().min(MAX_UNRELEASED);
+        let (Some((lowest, _)), Some(highest)) = (self.whole.iter().next(), self.highest) else { return Vec::new() };
+        if missing == 0 || !self.exactly_once {
+            return Vec::new();
+        }
+        let first = lowest.saturating_sub(missing);
+        let known = [&self.whole, &self.gone, &self.released];
+        (first..=highest.min(first + MAX_UNRELEASED))
+            .filter(|&number| !known.iter().any(|ranges| ranges.contains(number)))
+            .collect()
+    }
+
     /// What is good of the run at `place`, which ends before or with number `last` and had so many messages.
-    fn take_over(&mut self, place: Place, last: u64, messages: u64, frames: &[u8], topics: &Topics) -> Option<Run> {
-        let Place { slot, first, accepted_at } = place;
+    fn take_over(
+        &mut self,
+        place: run::Place,
+        last: u64,
+        messages: u64,
+        frames: &[u8],
+        topics: &Topics,
+    ) -> Option<Run> {
+        let run::Place { slot, first, accepted_at } = place;
         // The key of a run that is there already.
         if self.taken.contains(last) {
             return None;
@@ -323,6 +376,8 @@ impl Queue {
         for frame in Frames::new(place, frames).filter(|frame| frame.checked_topic(topics).is_ok()) {
             whole += 1;
             let number = frame.number;
+            self.whole.insert_range(number, number);
+            self.exactly_once |= frame.is_exactly_once();
             // An older version of a run, which a lost page has left behind, may hold what is in another one too.
             if [&self.gone, &self.released, &self.taken].into_iter().any(|ranges| ranges.contains(number)) {
                 continue;

@@ -55,6 +55,14 @@ impl Lanes {
     }
 }
 
+/// Which slot a lane of a session has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub session: SessionId,
+    pub lane: u8,
+    pub slot: i64,
+}
+
 /// One lane of a queue.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
@@ -152,6 +160,12 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// The slots of all lanes.
+    pub fn places(&self) -> Vec<Place> {
+        let lanes = self.sessions.iter().flat_map(|(&session, lanes)| lanes.iter().map(move |queue| (session, queue)));
+        lanes.map(|(session, &Queue { lane, slot, .. })| Place { session, lane, slot }).collect()
     }
 
     pub fn has(&self, session: SessionId) -> bool {

@@ -38,6 +38,7 @@ pub(super) struct Stats {
     pub damaged: AtomicU64,
     /// Databases that were damaged and replaced.
     replacements: AtomicU64,
+    replaced_while_running: Mutex<Option<u64>>,
     pub failures: [AtomicU64; Failure::ALL.len()],
     /// Bytes that the writer's thread passed to the operating system.
     pub bytes_written: AtomicU64,
@@ -112,7 +113,9 @@ impl Failure {
             Self::Full => "make room on the disk or raise `store.max_size`",
             Self::ReadOnly => "make the directory of the store writable again",
             Self::Io => "check the disk",
-            Self::Corrupt => "restart the gateway: it moves the damaged database aside and starts with a new one",
+            Self::Corrupt => {
+                "check the disk; within a minute the gateway replaces the database by what can be read of it"
+            }
             Self::Other => "see the log",
         }
     }
@@ -174,6 +177,17 @@ impl Stats {
         self.replacements.fetch_add(1, Ordering::Relaxed);
         let messages = salvaged.as_ref().map_or(0, |salvaged| salvaged.messages);
         *self.replacement.lock() = Some(Replacement { moved_to: moved_to.display().to_string(), messages, lost });
+    }
+
+    /// The same, while whoever uses the store may have more than what is left.
+    pub fn replaced_while_running(&self, replaced: &Replaced) {
+        self.replaced(Some(replaced));
+        *self.replaced_while_running.lock() = replaced.salvaged.as_ref().map(|salvaged| salvaged.retained);
+    }
+
+    /// How many retained messages were saved in the last such replacement; tells it once.
+    pub fn take_replaced(&self) -> Option<u64> {
+        self.replaced_while_running.lock().take()
     }
 
     pub fn count_refused(&self, changes: usize) {

@@ -10,10 +10,10 @@ use tracing::{error, info, warn};
 use super::batch::Batch;
 use super::database::{Database, Usage};
 use super::inbox::{Inbox, Load, Request, Work};
-use super::open::Lock;
+use super::open::{self, Lock};
 use super::read;
 use super::stats::{Alarm, Failure, Stats};
-use super::{Page, SessionId, Sweep, Swept};
+use super::{Page, RESERVE, SessionId, Settings, Sweep, Swept};
 use crate::clock::Clock;
 
 /// The log is moved into the database when it holds this much. Larger would write a little less to flash, and make
@@ -23,6 +23,8 @@ const CHECKPOINT_BYTES: u64 = 4 << 20;
 const MAX_LOG_BYTES: u64 = 64 << 20;
 /// While the disk refuses, how long until the next try; doubles up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Between two times that a damaged database is replaced: a disk or memory that damages all it gets wears out no other.
+const MEND_PAUSE: Duration = Duration::from_secs(60);
 /// What must be writable again before the alarm ends, in bytes.
 const PROBE_BYTES: u32 = 64 << 10;
 /// How long nothing must have been written before free space is given back.
@@ -37,11 +39,16 @@ pub(super) struct Writer {
     inbox: Arc<Inbox>,
     stats: Arc<Stats>,
     clock: Clock,
+    settings: Settings,
     limits: Limits,
     lock: Lock,
     /// What the disk refused and must not be lost.
     kept: Batch,
     retry: Option<Retry>,
+    /// When a damaged database was last replaced, or that was tried.
+    mended_at: Option<Instant>,
+    /// A queue could not be read when it was last tried.
+    is_unreadable: bool,
     usage: Usage,
     upkeep_at: Option<Instant>,
     /// Pages were given back, and the file still has them.
@@ -50,11 +57,11 @@ pub(super) struct Writer {
 
 /// From where on the store says that it is full.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+struct Limits {
     /// The rest up to the limit of the database is for what is on its way, and for removals, which may need a page before
     /// they give one back.
-    pub bytes: u64,
-    pub messages: u64,
+    bytes: u64,
+    messages: u64,
 }
 
 /// When to try again.
@@ -73,11 +80,26 @@ impl Writer {
         inbox: Arc<Inbox>,
         stats: Arc<Stats>,
         clock: Clock,
-        limits: Limits,
+        settings: Settings,
     ) -> Self {
-        let kept = Batch::default();
-        let usage = Usage::default();
-        Self { database, inbox, stats, clock, limits, lock, kept, retry: None, usage, upkeep_at: None, shrinks: false }
+        let limits =
+            Limits { bytes: settings.max_bytes - settings.max_bytes / RESERVE, messages: settings.max_messages };
+        Self {
+            database,
+            inbox,
+            stats,
+            clock,
+            settings,
+            limits,
+            lock,
+            kept: Batch::default(),
+            retry: None,
+            mended_at: None,
+            is_unreadable: false,
+            usage: Usage::default(),
+            upkeep_at: None,
+            shrinks: false,
+        }
     }
 
     pub fn run(mut self) {
@@ -133,7 +155,7 @@ impl Writer {
         if self.is_clogged() || self.stats.has_refused() {
             self.refuse(&mut work);
         }
-        let written = self.commit(&work).or_else(|error| {
+        let written = self.mended(|writer| writer.commit(&work)).or_else(|error| {
             self.note(&error);
             // What is left may make room, as removals do.
             if self.refuse(&mut work) > 0 && !work.is_empty() { self.commit(&work) } else { Err(error) }
@@ -240,33 +262,79 @@ impl Writer {
         }
     }
 
-    fn page(&mut self, &Load { session, from, limit, .. }: &Load) -> Page {
-        if self.database.refresh().is_err() {
-            return Page { failed: true, ..Page::default() };
-        }
-        let Database { connection, state, .. } = &self.database;
-        let (page, damaged) = read::page(connection, state, session, from, limit, &self.kept);
-        if !damaged.is_empty() {
-            let lane = super::lane(from);
-            match self.database.set_aside(session, lane, &damaged, self.clock.now()) {
-                Ok(lost) => {
-                    error!(
-                        session = session.0,
-                        lane, lost, "messages in the store are damaged and will not be delivered; check the disk"
-                    );
-                    self.stats.damaged.fetch_add(lost, Ordering::Relaxed);
+    fn page(&mut self, load: &Load) -> Page {
+        match self.mended(|writer| writer.read(load)) {
+            Ok(page) => {
+                self.is_unreadable = false;
+                page
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_unreadable, true) {
+                    let hint = Failure::of(&error).hint();
+                    error!(%error, hint, session = load.session.0, "a queue cannot be read; it is tried again until it can");
                 }
-                Err(error) => self.note(&error),
+                Page { failed: true, ..Page::default() }
             }
         }
-        page
+    }
+
+    fn read(&mut self, &Load { session, from, limit, .. }: &Load) -> rusqlite::Result<Page> {
+        self.database.refresh()?;
+        let page =
+            |database: &Database, kept| read::page(&database.connection, &database.state, session, from, limit, kept);
+        let (whole, damaged) = page(&self.database, &self.kept)?;
+        if damaged.is_empty() {
+            return Ok(whole);
+        }
+        let lane = super::lane(from);
+        match self.database.set_aside(session, lane, &damaged, self.clock.now()) {
+            Ok(lost) => {
+                error!(
+                    session = session.0,
+                    lane, lost, "messages in the store are damaged and will not be delivered; check the disk"
+                );
+                self.stats.damaged.fetch_add(lost, Ordering::Relaxed);
+                // What was damaged may be followed up by a release.
+                page(&self.database, &self.kept).map(|(page, _)| page)
+            }
+            Err(error) if open::damage(&error).is_some() => Err(error),
+            Err(error) => {
+                self.note(&error);
+                Ok(whole)
+            }
+        }
+    }
+
+    /// Does `work`; where that finds the database damaged, replaces it by what can be saved of it and does it again.
+    fn mended<T>(&mut self, mut work: impl FnMut(&mut Self) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        match work(self) {
+            Err(error) if self.mend(&error) => work(self),
+            result => result,
+        }
+    }
+
+    fn mend(&mut self, error: &rusqlite::Error) -> bool {
+        let Some(reason) = open::damage(error) else { return false };
+        if self.mended_at.is_some_and(|at| at.elapsed() < MEND_PAUSE) {
+            return false;
+        }
+        let mended = open::repair(&mut self.database, &self.settings, &reason, &self.clock);
+        self.mended_at = Some(Instant::now());
+        match &mended {
+            Ok(replaced) => self.stats.replaced_while_running(replaced),
+            Err(error) => error!(
+                error = error as &dyn std::error::Error,
+                reason, "the database is damaged and cannot be replaced now; that is tried again in a minute"
+            ),
+        }
+        mended.is_ok()
     }
 
     fn sweep(&mut self, session: SessionId, sweep: Sweep) -> Swept {
         if self.is_blocked() {
             return Swept { more: true, ..Swept::default() };
         }
-        match self.database.sweep(session, sweep) {
+        match self.mended(|writer| writer.database.sweep(session, sweep)) {
             Ok(swept) => {
                 self.stats.removed.fetch_add(swept.messages, Ordering::Relaxed);
                 self.upkeep_at = Some(Instant::now() + IDLE);
@@ -299,7 +367,7 @@ impl Writer {
         if self.stats.is_failing() {
             return;
         }
-        match self.keep_up() {
+        match self.mended(Self::keep_up) {
             Ok(true) => self.upkeep_at = Some(now),
             Ok(false) => {}
             Err(error) => {

@@ -1,6 +1,7 @@
 //! What a bad disk does to the files of a database while nobody looks: flipped bits, lost sectors, torn ends.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::random::Random;
@@ -8,6 +9,7 @@ use crate::random::Random;
 const DATABASE: &str = "fieldgate.db";
 const LOG: &str = "fieldgate.db-wal";
 const SECTOR: usize = 512;
+const PAGE: usize = 1024;
 
 /// What a damage allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,12 @@ pub fn damage(directory: &Path, random: &mut Random) -> (String, Allows) {
     };
     fs::write(&database, &bytes).unwrap();
     (format!("{DATABASE}: {what}"), allows)
+}
+
+/// Writes over pages of the database in `directory`, which may be in use.
+pub fn lose_pages(directory: &Path, pages: std::ops::Range<u64>) {
+    let file = fs::OpenOptions::new().write(true).open(directory.join(DATABASE)).unwrap();
+    pages.for_each(|number| file.write_all_at(&[0xff; PAGE], (number - 1) * PAGE as u64).unwrap());
 }
 
 /// Flips one to eight bits.

@@ -47,10 +47,14 @@ mod random;
 mod run;
 mod wire;
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use damage::lose_pages;
+use gateway::Gateway;
 use line::Link;
 use run::{Fault, Peer, Plan, run};
+use wire::{Version, Wire, packet_id};
 
 /// Far more than anything here takes, for a machine under load.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -125,4 +129,64 @@ fn what_a_limit_drops_is_counted_and_nothing_else_is_lost() {
 #[test]
 fn a_damaged_database_is_reported_and_what_comes_after_it_is_kept() {
     run(&plan(4, &[Fault::Damage]));
+}
+
+/// The gateway need not be started again, and who has nothing on the lost pages notices nothing.
+#[test]
+fn pages_lost_under_a_running_gateway_cost_what_lay_on_them() {
+    // More than SQLite keeps in memory.
+    const MESSAGES: u32 = 12_000;
+    let directory = tempfile::tempdir().unwrap();
+    let config = "store: { directory: data }\nlimits: { max_queued_messages: 100000 }\nweb: { enabled: false }\n\
+                  listeners: [ { name: local, address: 127.0.0.1:{port} } ]\n";
+    let mut gateway = Gateway::start_new(directory.path(), config.into(), Vec::new());
+    let address = |gateway: &Gateway| (Ipv4Addr::LOCALHOST, gateway.port).into();
+    for (client, filter) in [("hit", "plant/#"), ("spared", "other/#")] {
+        let mut wire = Wire::connect_in_time(address(&gateway), client, Version::V5).0;
+        wire.subscribe(filter).unwrap();
+        wire.until(0x90);
+    }
+    let mut publisher = Wire::connect_in_time(address(&gateway), "publisher", Version::V3_1_1).0;
+    for number in 0..MESSAGES {
+        let id = (number % 60_000) as u16 + 1;
+        publisher.publish(0x02, "plant/a", id, format!("{number:0500}").as_bytes()).unwrap();
+        if number % 100 == 0 {
+            publisher.publish(0x02, "other/a", 65_000, number.to_string().as_bytes()).unwrap();
+            publisher.until(0x40);
+        }
+        if number >= 50 {
+            publisher.until(0x40);
+        }
+    }
+    (0..50).for_each(|_| publisher.until(0x40));
+    gateway.kill();
+    gateway.start();
+    lose_pages(&gateway.data(), 300..306);
+
+    let receive = |gateway: &Gateway, client: &str, last: u32| {
+        let (mut wire, present) = Wire::connect_in_time(address(gateway), client, Version::V5);
+        assert!(present);
+        let mut numbers: Vec<u32> = Vec::new();
+        while numbers.last() != Some(&last) {
+            let (kind, body) = wire.until_any();
+            match kind & 0xf0 {
+                0x30 => {
+                    let message = wire.published(kind, &body);
+                    numbers.push(String::from_utf8(message.payload).unwrap().parse().unwrap());
+                    wire.acknowledge(0x40, message.packet_id).unwrap();
+                }
+                // Of a message that is lost it is not known that it was QoS 1.
+                0x60 => wire.acknowledge(0x70, packet_id(&body)).unwrap(),
+                kind => panic!("{client} gets a packet {kind:#x}"),
+            }
+        }
+        assert!(numbers.is_sorted(), "{client}");
+        numbers
+    };
+    let numbers = receive(&gateway, "hit", MESSAGES - 1);
+    assert!((MESSAGES - 200..MESSAGES).contains(&(numbers.len() as u32)), "{}", numbers.len());
+    assert_eq!(receive(&gateway, "spared", MESSAGES - 100).len() as u32, MESSAGES / 100);
+    let errors = gateway.errors();
+    assert!(errors[0].contains("moved aside") && errors[1].contains("client_id=hit"), "{errors:#?}");
+    assert_eq!(errors.len(), 2, "{errors:#?}");
 }

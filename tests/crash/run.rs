@@ -281,8 +281,10 @@ fn run_in(directory: &Path, plan: &Plan) -> Verdict {
 
 fn gateway_config(plan: &Plan, host: Ipv4Addr, line: &Line) -> String {
     let Plan { max_size, rules, .. } = plan;
+    // Elsewhere than on loopback nobody may look who has no password.
+    let web = if host.is_loopback() { "{ address: \"127.0.0.1:0\" }" } else { "{ enabled: false }" };
     format!(
-        "store: {{ directory: data, max_size: {max_size} }}\nweb: {{ enabled: false }}\n\
+        "store: {{ directory: data, max_size: {max_size} }}\nweb: {web}\n\
          limits: {{ max_queued_messages: 100000000, max_queued_bytes: 16GiB, {UNHURRIED} }}\nallow_anonymous: always\n\
          listeners: [ {{ name: local, address: {host}:{{port}} }} ]\n\
          upstreams:\n  - name: cloud\n    url: mqtt://{}\n    version: 5\n    keep_alive: 1s\n    connect_timeout: 2s\n    \
@@ -393,6 +395,10 @@ impl Run<'_> {
     fn damage(&mut self) {
         self.shared.hold.store(true, Ordering::Relaxed);
         self.until("everything is acknowledged", |run| run.shared.all_acknowledged());
+        // Nothing is left of what was hit the last time either: it has been read by now, and reported.
+        if self.gateway.has_web() {
+            self.until("everything is delivered", |run| run.gateway.metric("fieldgate_store_queue_messages", "") == 0);
+        }
         self.until_still(|run| run.shared.distinct.load(Ordering::Relaxed));
         self.shared.write_off();
         self.close_damage();
@@ -403,6 +409,7 @@ impl Run<'_> {
         self.gateway.kill();
         let (to, errors_before) = (self.shared.published(), self.gateway.errors().len());
         let (what, allows) = damage(&self.gateway.data(), &mut self.random);
+        println!("round {}: {from:?} to {to:?}: {what}", self.faults.len() - 1);
         self.gateway.start();
         self.line.set(Weather::Clear);
         if allows == Allows::WhatIsReported {
@@ -414,7 +421,7 @@ impl Run<'_> {
     fn close_damage(&mut self) {
         if let Some((at_risk, errors_before)) = self.open_damage.take() {
             let reported = self.gateway.errors().split_off(errors_before);
-            println!("{}: {}", at_risk.what, reported.first().map_or("nothing is reported", |line| line));
+            println!("  {}", reported.first().map_or("nothing is reported", |line| line));
             self.damages.push(AtRisk { reported, ..at_risk });
         }
     }

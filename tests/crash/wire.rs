@@ -123,6 +123,23 @@ impl Wire {
         }
     }
 
+    /// The next packet, which comes in time.
+    pub fn until_any(&mut self) -> (u8, Vec<u8>) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(packet) = self.receive().unwrap() {
+                return packet;
+            }
+            assert!(Instant::now() < deadline, "nothing comes");
+        }
+    }
+
+    /// The next packet, which is of this kind.
+    pub fn until(&mut self, kind: u8) {
+        let (found, _) = self.until_any();
+        assert_eq!(found, kind, "another packet comes");
+    }
+
     fn take(&mut self) -> Option<(u8, Vec<u8>)> {
         let (length, used) = varint(self.read.get(1..)?)?;
         let start = 1 + used;
