@@ -17,6 +17,7 @@ use rusqlite::{Connection, params_from_iter};
 use thiserror::Error;
 
 use super::database::{write_lane, write_summary};
+use super::op::number;
 use super::pages::Pages;
 use super::queue::{self, Count, gone_check};
 use super::ranges::Ranges;
@@ -169,7 +170,7 @@ impl Salvage<'_> {
             let client_id = clients.get(session);
             client_id.is_some_and(|client_id| queues.insert(*slot, Queue::new(client_id.clone())).is_none())
         })?;
-        for &Place { session, lane, slot } in known {
+        for &Place { session, lane, slot, .. } in known {
             let id = i64::try_from(session.0).unwrap_or(i64::MAX);
             if let Entry::Vacant(place) = queues.entry(slot) {
                 let client_id = clients.entry(id).or_insert_with(|| format!("session {id}").into());
@@ -194,6 +195,13 @@ impl Salvage<'_> {
             // Counted anew at the end.
             false
         })?;
+        // A running store has counted also what its summaries have not.
+        for &Place { slot, last, messages, .. } in known {
+            if let (Some(queue), Some(last)) = (queues.get_mut(&slot), last) {
+                (queue.last, queue.expected) = (Some(number(last)), messages);
+                queue.saw(number(last));
+            }
+        }
         let mut topics = Topics::default();
         self.rows("topic", |row| {
             let [Value::Integer(number), Value::Text(name)] = row else { return false };

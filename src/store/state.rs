@@ -55,12 +55,14 @@ impl Lanes {
     }
 }
 
-/// Which slot a lane of a session has.
+/// Which slot a lane of a session has, and what it holds: as [`Queue`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub session: SessionId,
     pub lane: u8,
     pub slot: i64,
+    pub last: Option<u64>,
+    pub messages: u64,
 }
 
 /// One lane of a queue.
@@ -165,7 +167,11 @@ impl State {
     /// The slots of all lanes.
     pub fn places(&self) -> Vec<Place> {
         let lanes = self.sessions.iter().flat_map(|(&session, lanes)| lanes.iter().map(move |queue| (session, queue)));
-        lanes.map(|(session, &Queue { lane, slot, .. })| Place { session, lane, slot }).collect()
+        let place = |(session, queue): (SessionId, &Queue)| {
+            let Queue { lane, slot, last, messages, .. } = *queue;
+            Place { session, lane, slot, last, messages }
+        };
+        lanes.map(place).collect()
     }
 
     pub fn has(&self, session: SessionId) -> bool {

@@ -10,7 +10,6 @@ use crate::run::Fault;
 pub struct AtRisk {
     pub from: Vec<u32>,
     pub to: Vec<u32>,
-    pub what: String,
     /// What the gateway said about it; empty where it noticed nothing.
     pub reported: Vec<String>,
 }
@@ -194,7 +193,7 @@ mod tests {
         shared.arrived.lock().unwrap().extend(numbers.iter().copied().map(event));
         shared.sent_again.lock().unwrap().extend((20..30).map(|number| (0, number)));
         let reported = reported.iter().map(|&line| line.to_owned()).collect();
-        let at_risk = AtRisk { from: vec![10, 0, 0, 0], to: vec![30, 0, 0, 0], what: String::new(), reported };
+        let at_risk = AtRisk { from: vec![10, 0, 0, 0], to: vec![30, 0, 0, 0], reported };
         let excuses = Excuses { damages: vec![at_risk], ..Excuses::default() };
         let acknowledged: Vec<_> = numbers.iter().copied().map(event).collect();
         let verdict = Verdict::new(&shared, &[Fault::Damage], &acknowledged, &excuses);

@@ -413,7 +413,7 @@ impl Run<'_> {
         self.gateway.start();
         self.line.set(Weather::Clear);
         if allows == Allows::WhatIsReported {
-            self.open_damage = Some((AtRisk { from, to, what, reported: Vec::new() }, errors_before));
+            self.open_damage = Some((AtRisk { from, to, reported: Vec::new() }, errors_before));
         }
     }
 
