@@ -178,20 +178,20 @@ fn values(
     let mut bits = 0;
     for item in text.split(',') {
         let (span, step) = match item.split_once('/') {
-            Some((span, step)) => (span, step.parse::<usize>().ok().filter(|step| *step > 0).ok_or_else(wrong)?),
-            None => (item, 1),
+            Some((span, step)) => (span, Some(step.parse::<usize>().ok().filter(|step| *step > 0).ok_or_else(wrong)?)),
+            None => (item, None),
         };
         let (from, to) = match span.split_once('-') {
             _ if span == "*" => (*range.start(), *range.end()),
             Some((from, to)) => (number(from)?, number(to)?),
             // `5/15` goes on to the end, as in other crons.
-            None if step > 1 => (number(span)?, *range.end()),
+            None if step.is_some() => (number(span)?, *range.end()),
             None => (number(span)?, number(span)?),
         };
         if from > to {
             return Err(wrong());
         }
-        (from..=to).step_by(step).for_each(|value| bits |= 1 << value);
+        (from..=to).step_by(step.unwrap_or(1)).for_each(|value| bits |= 1 << value);
     }
     Ok(bits)
 }
@@ -213,6 +213,7 @@ mod tests {
         check("0 2 * * *", "2026-11-21T01:59:59Z", "2026-11-21T02:00:00Z");
         check("0 2 * * *", "2026-11-21T02:00:00Z", "2026-11-22T02:00:00Z");
         check("*/15 * * * *", "2026-11-21T02:15:00Z", "2026-11-21T02:30:00Z");
+        check("58/1 3 * * *", "2026-11-21T03:58:00Z", "2026-11-21T03:59:00Z");
         check("5/20 * * * *", "2026-11-21T02:26:00Z", "2026-11-21T02:45:00Z");
         check("30 6,18 * * mon-fri", "2026-11-20T18:30:00Z", "2026-11-23T06:30:00Z");
         check("0 0 29 2 *", "2096-03-01T00:00:00Z", "2104-02-29T00:00:00Z");

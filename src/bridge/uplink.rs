@@ -425,15 +425,18 @@ impl<'a> Uplink<'a> {
         shared.enter(Phase::Connected, None);
         let subscribe = !session_present || !self.subscribed.contains(url) || self.terms.version == Version::V5;
         let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link);
-        stream.is_elsewhere = settings.urls.len() > 1 && self.last.as_ref() != Some(url);
+        // Equal addresses are those of one broker, and its session is the same at each.
+        let main = self.main_address();
+        stream.is_elsewhere = main.is_some() && self.last.as_ref() != Some(url);
         if let Some(last) = self.last.replace(url.clone()).filter(|last| last != url)
             && self.left_open
+            && main.is_some()
             && !self.strangers.contains(&last)
         {
             self.strangers.push(last);
         }
         self.left_open = false;
-        if self.main_address() == Some(url) {
+        if main == Some(url) {
             self.returned_in_vain = 0;
         }
         stream.idle_timeout = match (&settings.connection, *shared.wish.borrow()) {

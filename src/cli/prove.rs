@@ -82,6 +82,7 @@ struct Proof {
 struct Tally {
     filter: TopicFilter,
     messages: u64,
+    unnumbered: u64,
     repeated: u64,
     doubled: u64,
     late: u64,
@@ -89,9 +90,7 @@ struct Tally {
 
 impl Proof {
     fn new(topics: &[TopicFilter]) -> Self {
-        let tally =
-            |filter: &TopicFilter| Tally { filter: filter.clone(), messages: 0, repeated: 0, doubled: 0, late: 0 };
-        Self { topics: topics.iter().map(tally).collect(), ..Self::default() }
+        Self { topics: topics.iter().cloned().map(Tally::of).collect(), ..Self::default() }
     }
 
     fn read(&mut self, record: impl BufRead) -> io::Result<()> {
@@ -114,17 +113,15 @@ impl Proof {
     }
 
     fn add(&mut self, line_number: u64, line: &Line) {
+        let is_among = |tally: &Tally| line.topic.as_ref().is_some_and(|topic| tally.filter.matches(topic));
         if line.origins.is_empty() {
             self.unnumbered += 1;
+            self.topics.iter_mut().filter(|tally| is_among(tally)).for_each(|tally| tally.unnumbered += 1);
         }
         for Origin { queue, stream, boot, number, time } in &line.origins {
             let ledger = self.ledgers.entry((queue.clone(), stream.clone())).or_default();
             let fate = ledger.add(boot, *number, time, line.qos, line_number);
-            for tally in &mut self.topics {
-                if line.topic.as_ref().is_some_and(|topic| tally.filter.matches(topic)) {
-                    tally.add(fate);
-                }
-            }
+            self.topics.iter_mut().filter(|tally| is_among(tally)).for_each(|tally| tally.add(fate));
         }
     }
 
@@ -148,11 +145,11 @@ impl Proof {
                 lines.extend(rest(*count));
             }
         }
-        for Tally { filter, messages, repeated, doubled, late } in &self.topics {
-            let messages = count(*messages, "message");
+        for Tally { filter, messages, unnumbered, repeated, doubled, late } in &self.topics {
+            let (filter, messages) = (printable(filter.as_str()), count(*messages, "message"));
             lines.push(format!(
-                "topics {}: {messages}, {late} out of order, {repeated} repeated, {doubled} twice at QoS 2",
-                printable(filter.as_str())
+                "topics {filter}: {messages}, {late} out of order, {repeated} repeated, {doubled} twice at QoS 2, {unnumbered} \
+                 without a number"
             ));
         }
         if self.ledgers.is_empty() {
@@ -193,9 +190,10 @@ impl Proof {
                 "repeated": findings(&ledger.repeated),
             })
         });
-        let topics = self.topics.iter().map(|Tally { filter, messages, repeated, doubled, late }| {
+        let topics = self.topics.iter().map(|Tally { filter, messages, unnumbered, repeated, doubled, late }| {
             json!({
-                "filter": filter.as_str(), "messages": messages, "late": late, "doubled": doubled, "repeated": repeated,
+                "filter": filter.as_str(), "messages": messages, "unnumbered": unnumbered, "late": late, "doubled": doubled,
+                "repeated": repeated,
             })
         });
         json!({
@@ -206,6 +204,10 @@ impl Proof {
 }
 
 impl Tally {
+    fn of(filter: TopicFilter) -> Self {
+        Self { filter, messages: 0, unnumbered: 0, repeated: 0, doubled: 0, late: 0 }
+    }
+
     fn add(&mut self, fate: Fate) {
         self.messages += 1;
         match fate {
@@ -285,6 +287,7 @@ mod tests {
         let sound = proof(&lines.join("\n\n"), &[]);
         assert!(sound.is_sound(), "{}", sound.to_text());
         lines.extend([line("b/c", "", 11, 1), line("a/c", "", 2, 2), line("a/c", "", 2, 2)]);
+        lines.push(r#"{"topic":"a/state","qos":0,"payload":"1"}"#.into());
         let unsound = proof(&lines.join("\n"), &["a/#", "+/c/t", "x"]);
         assert!(!unsound.is_sound());
         let expected = "\
@@ -293,9 +296,10 @@ a/c, main stream: NOT exactly once: 4 messages, 0 missing, 0 out of order, 1 twi
 a/c, stream high: complete: 1 message, 0 missing, 0 out of order, 0 repeated, 1 start of the gateway
 b/c, main stream: NOT complete: 3 messages, 2 missing, 0 out of order, 0 repeated, 1 start of the gateway
   missing: numbers 9 to 10, between line 5 and line 6
-topics a/#: 5 messages, 0 out of order, 0 repeated, 1 twice at QoS 2
-topics +/c/t: 7 messages, 0 out of order, 0 repeated, 1 twice at QoS 2
-topics x: 0 messages, 0 out of order, 0 repeated, 0 twice at QoS 2";
+topics a/#: 5 messages, 0 out of order, 0 repeated, 1 twice at QoS 2, 1 without a number
+topics +/c/t: 7 messages, 0 out of order, 0 repeated, 1 twice at QoS 2, 0 without a number
+topics x: 0 messages, 0 out of order, 0 repeated, 0 twice at QoS 2, 0 without a number
+1 message without a number, of which nothing can be said";
         assert_eq!(unsound.to_text(), expected);
         let json = unsound.to_json();
         assert_eq!(json["streams"][2]["gaps"], json!([{ "from": 9, "to": 10, "after_line": 5, "before_line": 6 }]));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fieldgate::bridge::{Connection as Connects, Settings, VersionChoice};
+use fieldgate::bridge::{AddressOrder, Connection as Connects, Settings, VersionChoice};
 use fieldgate::hub::{Attach, Face, Outbound, SubscribeOptions};
 use fieldgate::message::QoS;
 use fieldgate::proto::mqtt::ReasonCode;
@@ -143,6 +143,26 @@ async fn what_was_left_open_at_the_main_address_is_not_taken_for_what_comes_late
     assert!(clean_start, "under that identifier another message will come");
     first.connack(false, ReasonCode::Success, &[]).await;
     first.grant().await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn equal_addresses_are_of_one_broker_whose_session_goes_on_at_each() {
+    let peers = [Peer::bind().await, Peer::bind().await];
+    let ordered = with(&peers, QoS::ExactlyOnce, VersionChoice::V5);
+    let mut gateway = Gateway::start(Settings { address_order: AddressOrder::RoundRobin, ..ordered });
+    gateway.publish("devices/m/v", "0", QoS::ExactlyOnce).await;
+    for index in [0, 1] {
+        // It does not live to answer the message.
+        let mut connection = peers[index].welcome(false, &[]).await;
+        connection.grant().await;
+        connection.next_publish().await;
+    }
+    let (mut first, clean_start) = next_connect(&peers[0]).await;
+    assert!(!clean_start);
+    first.connack(true, ReasonCode::Success, &[]).await;
+    first.grant().await;
+    assert!(first.next_publish().await.dup, "the session is there, and so may be the message");
     gateway.stop().await;
 }
 
