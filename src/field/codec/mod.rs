@@ -645,6 +645,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::await_holding_lock, reason = "the script waits for it on a thread of its own")]
     async fn a_script_that_hangs_in_a_built_in_is_given_up_and_used_again_when_it_returns() {
         let source = "function decodeUplink(input) {
             if (input.bytes.length) hang();
