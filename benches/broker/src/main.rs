@@ -34,11 +34,13 @@ Usage:
                                                     memory for each idle TLS connection
   fieldgate-bench bridge FIELDGATE_BINARY [MESSAGES [ROUNDS]]
                                                     store-and-forward beside mosquitto's bridge; 1000000 messages, 3 rounds
-  fieldgate-bench outage FIELDGATE_BINARY mosquitto|commit|interval sink|mosquitto|fieldgate QOS MESSAGES
+  fieldgate-bench outage FIELDGATE_BINARY mosquitto|commit|interval sink|mosquitto|fieldgate 3.1.1|5 QOS MESSAGES
                                                     one outage: fill the bridge's queue, then drain it
   fieldgate-bench flash FIELDGATE_BINARY [SECONDS [MESSAGES]]
                                                     what is written to the disk in each situation, for 30 seconds each, and
                                                     by the drain of 1000000 messages
+  fieldgate-bench limit FIELDGATE_BINARY sink|mosquitto|fieldgate WINDOW MESSAGES
+                                                    what an upstream takes from somebody whom messages cost nothing
   fieldgate-bench forward FIELDGATE_BINARY          latency and bytes written while the uplink keeps up
   fieldgate-bench start FIELDGATE_BINARY MEBIBYTES  start-up with a queue of this size
   fieldgate-bench load ADDRESS QOS PUBLISHERS SUBSCRIBERS MESSAGES
@@ -69,8 +71,11 @@ fn main() {
         ["bridge", binary] => bridge::run(Path::new(binary), 1_000_000, 3),
         ["bridge", binary, messages] => bridge::run(Path::new(binary), number(messages), 1),
         ["bridge", binary, messages, rounds] => bridge::run(Path::new(binary), number(messages), number(rounds)),
-        ["outage", binary, whose, upstream, qos, messages] => {
-            bridge::outage(Path::new(binary), whose, upstream, number(qos), number(messages));
+        ["outage", binary, whose, upstream, protocol, qos, messages] => {
+            bridge::outage(Path::new(binary), whose, upstream, protocol, number(qos), number(messages));
+        }
+        ["limit", binary, upstream, window, messages] => {
+            bridge::limit(Path::new(binary), upstream, number(window), number(messages));
         }
         ["flash", binary] => bridge::flash(Path::new(binary), 30, 1_000_000),
         ["flash", binary, seconds] => bridge::flash(Path::new(binary), number(seconds), 1_000_000),

@@ -33,6 +33,22 @@ impl Bridge {
     }
 }
 
+/// Which MQTT a bridge speaks: only 5.0 lets the upstream say how many messages may be on their way to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    V3_1_1,
+    V5,
+}
+
+impl Protocol {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V3_1_1 => "3.1.1",
+            Self::V5 => "5",
+        }
+    }
+}
+
 /// A local broker whose bridge sends everything to `upstream` at `qos`.
 pub struct Gateway {
     pub broker: Broker,
@@ -41,22 +57,25 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn start(bridge: Bridge, fieldgate: &Path, upstream: SocketAddr, qos: u8) -> Self {
+    pub fn start(bridge: Bridge, fieldgate: &Path, upstream: SocketAddr, protocol: Protocol, qos: u8) -> Self {
         let web = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let kind = if bridge == Bridge::Mosquitto { Kind::Mosquitto } else { Kind::Fieldgate };
         let broker = Broker::start_with(kind, fieldgate, |port, data| match bridge {
             Bridge::Mosquitto => format!(
                 "{}max_inflight_messages 1000\nmax_queued_messages 0\nmax_queued_bytes 0\nconnection bench\n\
-                 address {upstream}\ntopic # out {qos}\ncleansession false\nnotifications false\nrestart_timeout 1\n",
-                mosquitto_basics(port)
+                 address {upstream}\nbridge_protocol_version {}\ntopic # out {qos}\ncleansession false\n\
+                 notifications false\nrestart_timeout 1\n",
+                mosquitto_basics(port),
+                if protocol == Protocol::V5 { "mqttv50" } else { "mqttv311" },
             ),
             Bridge::Commit | Bridge::Interval => format!(
                 "gateway: {{ name: bench }}\nlog: {{ level: warn }}\n\
                  store: {{ directory: \"{data}\", durability: {durability}, max_size: 64GiB }}\n\
                  listeners: [ {{ name: bench, address: \"127.0.0.1:{port}\" }} ]\nweb: {{ address: \"{web}\" }}\n\
-                 upstreams:\n  - name: up\n    url: \"mqtt://{upstream}\"\n    out: [ {{ filter: \"#\", qos: {qos} }} ]\n\
+                 upstreams:\n  - name: up\n    url: \"mqtt://{upstream}\"\n    version: {version}\n    out: [ {{ filter: \"#\", qos: {qos} }} ]\n\
                  \x20   queue: {{ max_messages: {QUEUE_MESSAGES}, max_bytes: 64GiB }}\n",
                 data = data.display(),
+                version = protocol.name(),
                 durability = if bridge == Bridge::Commit { "commit" } else { "interval" },
             ),
         });

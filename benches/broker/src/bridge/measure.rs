@@ -7,7 +7,8 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::gateway::{Bridge, Gateway};
+use super::gateway::{Bridge, Gateway, Protocol};
+use super::limit;
 use super::sink::Sink;
 use crate::brokers::{Broker, Kind, free_port, mosquitto_basics};
 use crate::client::{self, Frames, PUBLISH};
@@ -18,7 +19,7 @@ use crate::process;
 const PUBLISHERS: u32 = 16;
 const WINDOW: u64 = 1000;
 /// Bytes of each message.
-const PAYLOAD: usize = 100;
+pub const PAYLOAD: usize = 100;
 /// The topics that frame what is drained into a broker, where only these are subscribed to.
 const MARKS: &str = "mark/+";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,6 +43,7 @@ impl Upstream {
 pub struct Outage {
     pub bridge: Bridge,
     pub upstream: Upstream,
+    pub protocol: Protocol,
     pub qos: u8,
     /// Payload and topic, in bytes.
     pub message_bytes: f64,
@@ -61,9 +63,16 @@ pub struct Outage {
 }
 
 /// At QoS 0, messages are kept as at QoS 1 and the upstream takes no more than QoS 0.
-pub fn outage(bridge: Bridge, fieldgate: &Path, upstream: Upstream, qos: u8, messages: u64) -> Outage {
+pub fn outage(
+    bridge: Bridge,
+    fieldgate: &Path,
+    upstream: Upstream,
+    protocol: Protocol,
+    qos: u8,
+    messages: u64,
+) -> Outage {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let gateway = Gateway::start(bridge, fieldgate, address, qos.max(1));
+    let gateway = Gateway::start(bridge, fieldgate, address, protocol, qos.max(1));
     let pid = gateway.broker.pid();
     let messages = messages / u64::from(PUBLISHERS) * u64::from(PUBLISHERS);
     let each = |sum: f64| sum / messages as f64;
@@ -90,6 +99,7 @@ pub fn outage(bridge: Bridge, fieldgate: &Path, upstream: Upstream, qos: u8, mes
     Outage {
         bridge,
         upstream,
+        protocol,
         qos,
         message_bytes: (PAYLOAD + "bench/00".len()) as f64,
         taken_per_second: messages as f64 / intake,
@@ -107,13 +117,14 @@ pub fn outage(bridge: Bridge, fieldgate: &Path, upstream: Upstream, qos: u8, mes
 
 impl fmt::Display for Outage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bridge, upstream, qos, trouble, .. } = self;
+        let Self { bridge, upstream, protocol, qos, trouble, .. } = self;
         write!(
             f,
-            "{:21} → {:9} QoS {qos}: intake {:7.0} msg/s, {:4.1} µs/msg, {:4.0} fsyncs/s, {:4.0} B/msg to disk | \
+            "{:21} → {:9} in {:5} QoS {qos}: intake {:7.0} msg/s, {:4.1} µs/msg, {:4.0} fsyncs/s, {:4.0} B/msg to disk | \
              drain {:7.0} msg/s, {:4.1} µs/msg, {:4.0} B/msg to disk, {:+.1} MiB, first after {:.0} ms{trouble}",
             bridge.name(),
             upstream.name(),
+            protocol.name(),
             self.taken_per_second,
             self.intake_cpu_micros,
             self.fsyncs_per_second,
@@ -152,14 +163,7 @@ fn into_sink(gateway: &Gateway, address: SocketAddr, messages: u64, qos: u8) -> 
 fn into_broker(gateway: &Gateway, kind: Kind, fieldgate: &Path, address: SocketAddr) -> Drain {
     // Mosquitto's bridge connects by itself: not before somebody here can see what it sends.
     gateway.broker.freeze();
-    let upstream = Broker::start_at(kind, fieldgate, address.port(), |port, data| match kind {
-        Kind::Fieldgate => format!(
-            "gateway: {{ name: upstream }}\nlog: {{ level: warn }}\nstore: {{ directory: \"{}\" }}\n\
-             web: {{ enabled: false }}\nlisteners: [ {{ name: bench, address: \"127.0.0.1:{port}\" }} ]\n",
-            data.display()
-        ),
-        _ => format!("{}max_inflight_messages 1000\nmax_queued_messages 0\n", mosquitto_basics(port)),
-    });
+    let upstream = start_upstream(kind, fieldgate, address.port());
     let mut watcher = client::connect(upstream.address, "watcher").expect("a watcher connects");
     watcher.set_read_timeout(Some(PATIENCE)).expect("a socket");
     client::subscribe(&mut watcher, MARKS, 0).expect("a watcher subscribes");
@@ -177,6 +181,18 @@ fn into_broker(gateway: &Gateway, kind: Kind, fieldgate: &Path, address: SocketA
         assert!(read.expect("both marks come") > 0, "the upstream closed the watcher");
     }
     Drain { first_after: marks[0] - started, took: marks[1] - marks[0], trouble: String::new() }
+}
+
+/// A broker as it is installed.
+fn start_upstream(kind: Kind, fieldgate: &Path, port: u16) -> Broker {
+    Broker::start_at(kind, fieldgate, port, |port, data| match kind {
+        Kind::Fieldgate => format!(
+            "gateway: {{ name: upstream }}\nlog: {{ level: warn }}\nstore: {{ directory: \"{}\" }}\n\
+             web: {{ enabled: false }}\nlisteners: [ {{ name: bench, address: \"127.0.0.1:{port}\" }} ]\n",
+            data.display()
+        ),
+        _ => mosquitto_basics(port),
+    })
 }
 
 fn mark(address: SocketAddr, which: &str) {
@@ -212,7 +228,7 @@ pub fn forwarding(bridge: Bridge, fieldgate: &Path, rate: u64, seconds: u64) -> 
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let base = Instant::now();
     let sink = Sink::listen(address, 2, base);
-    let gateway = Gateway::start(bridge, fieldgate, address, 1);
+    let gateway = Gateway::start(bridge, fieldgate, address, Protocol::V5, 1);
     gateway.connect();
     mark(gateway.broker.address, "first");
     sink.wait(1, PATIENCE);
@@ -248,7 +264,7 @@ pub fn start_up(fieldgate: &Path, bytes: u64) -> (u64, Duration) {
     const STEP_MESSAGES: u64 = 200_000;
     const LARGER_PAYLOAD: usize = 400;
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let mut gateway = Gateway::start(Bridge::Commit, fieldgate, address, 1);
+    let mut gateway = Gateway::start(Bridge::Commit, fieldgate, address, Protocol::V5, 1);
     let database = gateway.broker.directory.join("data/fieldgate.db");
     let size = || fs::metadata(&database).map_or(0, |metadata| metadata.len());
     while size() < bytes {
@@ -264,13 +280,19 @@ pub fn start_up(fieldgate: &Path, bytes: u64) -> (u64, Duration) {
     (size() >> 20, took)
 }
 
-/// How fast the sink takes messages from a publisher that is connected to it, which is what a bridge is measured by.
-pub fn sink_limit(messages: u64) -> f64 {
+/// How many messages a second `upstream` takes, of which no more than `window` are unacknowledged.
+pub fn limit_of(upstream: Upstream, fieldgate: &Path, window: u64, messages: u64) -> f64 {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let _sink = Sink::listen(address, 2, Instant::now());
-    let started = Instant::now();
-    load::publish_to(address, 0, "bench/0", Load { window: WINDOW, ..Load::new(1, 1, 1, messages) });
-    messages as f64 / started.elapsed().as_secs_f64()
+    match upstream {
+        Upstream::Sink => {
+            let _sink = Sink::listen(address, 2, Instant::now());
+            limit::messages_per_second(address, window, messages)
+        }
+        Upstream::Broker(kind) => {
+            let broker = start_upstream(kind, fieldgate, address.port());
+            limit::messages_per_second(broker.address, window, messages)
+        }
+    }
 }
 
 pub fn millis(duration: Duration) -> f64 {

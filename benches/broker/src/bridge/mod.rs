@@ -1,11 +1,13 @@
 //! Store-and-forward beside mosquitto's bridge, in one run: intake while the uplink is down, the drain, the way back,
 //! latency while all is well, start-up with a large queue.
 //!
-//! Mosquitto has its best case: persistence is off, its queue is unbounded and in memory, its window is ours. The same
-//! upstreams for both: the [`sink`], which does nothing but acknowledge, and real brokers.
+//! Mosquitto has its best case: persistence is off, its queue is unbounded and in memory. The same upstreams for both: the
+//! [`sink`], which does nothing but acknowledge, and real brokers as they are installed; and what each of these takes
+//! from somebody whom messages cost nothing, within the same window, beside which a bridge's rate has its meaning.
 
 mod flash;
 mod gateway;
+mod limit;
 mod measure;
 mod report;
 mod sink;
@@ -14,39 +16,82 @@ use std::path::Path;
 
 use crate::brokers::Kind;
 pub use flash::run as flash;
-use gateway::{BRIDGES, Bridge};
+use gateway::{BRIDGES, Bridge, Protocol};
+use limit::LARGEST_WINDOW;
 use measure::{Forwarding, Outage, Upstream, millis};
-use report::Report;
+use report::{Column, Report};
 
 /// What is queued at start-up, in MiB.
 const LARGE_QUEUE_MIB: u64 = 1024;
 
+/// A drain: into whom, in which MQTT, at which QoS, and how many messages may be on their way at once, of which the
+/// upstream says so in 5.0 and nobody in 3.1.1.
+struct Load {
+    upstream: Upstream,
+    protocol: Protocol,
+    qos: u8,
+    window: u64,
+}
+
+const MOSQUITTO: Upstream = Upstream::Broker(Kind::Mosquitto);
+const FIELDGATE: Upstream = Upstream::Broker(Kind::Fieldgate);
+
+const LOADS: [Load; 7] = [
+    Load { upstream: Upstream::Sink, protocol: Protocol::V5, qos: 1, window: LARGEST_WINDOW },
+    Load { upstream: Upstream::Sink, protocol: Protocol::V5, qos: 2, window: LARGEST_WINDOW },
+    Load { upstream: Upstream::Sink, protocol: Protocol::V5, qos: 0, window: LARGEST_WINDOW },
+    Load { upstream: MOSQUITTO, protocol: Protocol::V5, qos: 1, window: 20 },
+    Load { upstream: MOSQUITTO, protocol: Protocol::V3_1_1, qos: 1, window: LARGEST_WINDOW },
+    Load { upstream: FIELDGATE, protocol: Protocol::V5, qos: 1, window: 1024 },
+    Load { upstream: FIELDGATE, protocol: Protocol::V3_1_1, qos: 1, window: LARGEST_WINDOW },
+];
+
+impl Load {
+    /// The one whose intake and costs are shown too.
+    fn is_main(&self) -> bool {
+        matches!((self.upstream, self.qos), (Upstream::Sink, 1))
+    }
+
+    fn bridges(&self) -> &'static [Bridge] {
+        match self.qos {
+            // Mosquitto does not lower the QoS for a peer that wants it lower.
+            0 => &[Bridge::Commit],
+            _ if self.is_main() => &BRIDGES,
+            _ => &[Bridge::Mosquitto, Bridge::Commit],
+        }
+    }
+
+    fn messages(&self, messages: u64) -> u64 {
+        match self.qos {
+            _ if self.is_main() => messages,
+            // Mosquitto's bridge takes the square of their number in time.
+            2 => messages / 20,
+            _ => messages / 2,
+        }
+    }
+
+    /// The row of its rates.
+    fn name(&self) -> String {
+        let window = if self.window == LARGEST_WINDOW { "no window".into() } else { format!("window {}", self.window) };
+        format!("drain into {}, QoS {}, MQTT {}, {window}, msg/s", self.upstream.name(), self.qos, self.protocol.name())
+    }
+}
+
 /// Everything, `rounds` times, alternating; then the medians as a table for the README.
 pub fn run(fieldgate: &Path, messages: u64, rounds: usize) {
     let mut report = Report::default();
-    let sink_limit = measure::sink_limit(messages);
-    println!("the sink takes {sink_limit:.0} msg/s from a publisher");
-    let loads = [
-        (Upstream::Sink, 1, &BRIDGES[..]),
-        (Upstream::Sink, 2, &[Bridge::Mosquitto, Bridge::Commit]),
-        // Mosquitto does not lower the QoS for a peer that wants it lower.
-        (Upstream::Sink, 0, &[Bridge::Commit]),
-        (Upstream::Broker(Kind::Mosquitto), 1, &[Bridge::Mosquitto, Bridge::Commit]),
-        (Upstream::Broker(Kind::Fieldgate), 1, &[Bridge::Mosquitto, Bridge::Commit]),
-    ];
     for _ in 0..rounds {
-        for (upstream, qos, bridges) in loads {
-            let main = matches!((upstream, qos), (Upstream::Sink, 1));
-            let messages = match qos {
-                _ if main => messages,
-                // Mosquitto's bridge takes the square of their number in time.
-                2 => messages / 20,
-                _ => messages / 2,
-            };
-            for &bridge in bridges {
-                let outage = measure::outage(bridge, fieldgate, upstream, qos, messages);
+        for load in &LOADS {
+            let messages = load.messages(messages);
+            if load.qos == 1 {
+                let limit = measure::limit_of(load.upstream, fieldgate, load.window, messages);
+                println!("{}: {limit:.0} is what it takes", load.name());
+                report.add(&load.name(), Column::Limit, limit);
+            }
+            for &bridge in load.bridges() {
+                let outage = measure::outage(bridge, fieldgate, load.upstream, load.protocol, load.qos, messages);
                 println!("{outage}");
-                add_outage(&mut report, &outage, main);
+                add_outage(&mut report, load, &outage);
             }
         }
         for bridge in [Bridge::Mosquitto, Bridge::Commit] {
@@ -56,20 +101,19 @@ pub fn run(fieldgate: &Path, messages: u64, rounds: usize) {
         }
     }
     let started = start_up(fieldgate, LARGE_QUEUE_MIB);
-    report.add("start-up, killed with 1 GiB queued, cold cache, ms", Bridge::Commit, started);
+    report.add("start-up, killed with 1 GiB queued, cold cache, ms", Column::Of(Bridge::Commit), started);
     println!("\n{report}");
 }
 
-fn add_outage(report: &mut Report, outage: &Outage, main: bool) {
-    let Outage { bridge, upstream, qos, .. } = *outage;
-    let mut add = |name: &str, value: f64| report.add(name, bridge, value);
-    if main {
+fn add_outage(report: &mut Report, load: &Load, outage: &Outage) {
+    let mut add = |name: &str, value: f64| report.add(name, Column::Of(outage.bridge), value);
+    if load.is_main() {
         add("intake, uplink down, QoS 1, msg/s", outage.taken_per_second);
         add("fsyncs a second meanwhile", outage.fsyncs_per_second);
         add("bytes to disk for each byte of message and topic", outage.disk_bytes / outage.message_bytes);
     }
-    add(&format!("drain into {} at QoS {qos}, msg/s", upstream.name()), outage.drained_per_second);
-    if main {
+    add(&load.name(), outage.drained_per_second);
+    if load.is_main() {
         add("processor time for it, µs a message", outage.drain_cpu_micros);
         add("memory it takes more, MiB", outage.rss_growth_mib);
         add("from the peer's accept to the first message, ms", outage.first_after_millis);
@@ -78,25 +122,34 @@ fn add_outage(report: &mut Report, outage: &Outage, main: bool) {
 
 fn add_forwarding(report: &mut Report, forwarding: &Forwarding) {
     let Forwarding { bridge, latency, disk_bytes, .. } = forwarding;
-    let mut add = |name: &str, value: f64| report.add(name, *bridge, value);
+    let mut add = |name: &str, value: f64| report.add(name, Column::Of(*bridge), value);
     add("forwarding 1,000/s at QoS 1: p50, ms", millis(latency.p50));
     add("p99, ms", millis(latency.p99));
     add("bytes to disk in these 10 s", *disk_bytes as f64);
 }
 
 /// One outage, for profiling.
-pub fn outage(fieldgate: &Path, bridge: &str, upstream: &str, qos: u8, messages: u64) {
+pub fn outage(fieldgate: &Path, bridge: &str, upstream: &str, protocol: &str, qos: u8, messages: u64) {
     let bridge = match bridge {
         "mosquitto" => Bridge::Mosquitto,
         "commit" => Bridge::Commit,
         _ => Bridge::Interval,
     };
-    let upstream = match upstream {
-        "mosquitto" => Upstream::Broker(Kind::Mosquitto),
-        "fieldgate" => Upstream::Broker(Kind::Fieldgate),
+    let protocol = if protocol == Protocol::V3_1_1.name() { Protocol::V3_1_1 } else { Protocol::V5 };
+    println!("{}", measure::outage(bridge, fieldgate, upstream_of(upstream), protocol, qos, messages));
+}
+
+/// How fast an upstream takes messages from somebody whom they cost nothing.
+pub fn limit(fieldgate: &Path, upstream: &str, window: u64, messages: u64) {
+    println!("{:.0} msg/s", measure::limit_of(upstream_of(upstream), fieldgate, window, messages));
+}
+
+fn upstream_of(name: &str) -> Upstream {
+    match name {
+        "mosquitto" => MOSQUITTO,
+        "fieldgate" => FIELDGATE,
         _ => Upstream::Sink,
-    };
-    println!("{}", measure::outage(bridge, fieldgate, upstream, qos, messages));
+    }
 }
 
 /// Latency while the uplink keeps up.

@@ -7,22 +7,34 @@ use crate::table::median;
 
 /// Rows in the order in which they were first added to.
 #[derive(Default)]
-pub struct Report(Vec<(String, [Vec<f64>; BRIDGES.len()])>);
+pub struct Report(Vec<(String, [Vec<f64>; BRIDGES.len() + 1])>);
+
+#[derive(Clone, Copy)]
+pub enum Column {
+    Of(Bridge),
+    /// What the upstream takes from anybody.
+    Limit,
+}
 
 impl Report {
-    pub fn add(&mut self, name: &str, bridge: Bridge, value: f64) {
+    pub fn add(&mut self, name: &str, column: Column, value: f64) {
         let at = self.0.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
             self.0.push((name.into(), Default::default()));
             self.0.len() - 1
         });
-        self.0[at].1[bridge as usize].push(value);
+        let column = match column {
+            Column::Of(bridge) => bridge as usize,
+            Column::Limit => BRIDGES.len(),
+        };
+        self.0[at].1[column].push(value);
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = BRIDGES.map(Bridge::name);
-        writeln!(f, "| | {} |\n| --- |{}", names.join(" | "), " --- |".repeat(names.len()))?;
+        let rule = " --- |".repeat(names.len() + 1);
+        writeln!(f, "| | {} | the upstream's own limit |\n| --- |{rule}", names.join(" | "))?;
         for (name, values) in &self.0 {
             let cells =
                 values.each_ref().map(|values| if values.is_empty() { "–".into() } else { cell(median(values)) });
