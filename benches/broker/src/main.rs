@@ -34,8 +34,9 @@ Usage:
                                                     memory for each idle TLS connection
   fieldgate-bench bridge FIELDGATE_BINARY [MESSAGES [ROUNDS]]
                                                     store-and-forward beside mosquitto's bridge; 1000000 messages, 3 rounds
-  fieldgate-bench outage FIELDGATE_BINARY mosquitto|commit|interval sink|mosquitto|fieldgate 3.1.1|5 QOS MESSAGES
-                                                    one outage: fill the bridge's queue, then drain it
+  fieldgate-bench outage FIELDGATE_BINARY mosquitto|commit|interval sink|mosquitto|fieldgate 3.1.1|5 QOS WINDOW MESSAGES
+                                                    one outage: fill the bridge's queue, then drain it; WINDOW is
+                                                    mosquitto's
   fieldgate-bench flash FIELDGATE_BINARY [SECONDS [MESSAGES]]
                                                     what is written to the disk in each situation, for 30 seconds each, and
                                                     by the drain of 1000000 messages
@@ -71,8 +72,9 @@ fn main() {
         ["bridge", binary] => bridge::run(Path::new(binary), 1_000_000, 3),
         ["bridge", binary, messages] => bridge::run(Path::new(binary), number(messages), 1),
         ["bridge", binary, messages, rounds] => bridge::run(Path::new(binary), number(messages), number(rounds)),
-        ["outage", binary, whose, upstream, protocol, qos, messages] => {
-            bridge::outage(Path::new(binary), whose, upstream, protocol, number(qos), number(messages));
+        ["outage", binary, whose, upstream, protocol, qos, window, messages] => {
+            let line = (protocol, number(qos), number(window));
+            bridge::outage(Path::new(binary), whose, upstream, line, number(messages));
         }
         ["limit", binary, upstream, window, messages] => {
             bridge::limit(Path::new(binary), upstream, number(window), number(messages));

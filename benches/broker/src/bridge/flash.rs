@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::gateway::{Bridge, Gateway};
+use super::gateway::{Bridge, Gateway, Line};
 use super::sink::Sink;
 use crate::brokers::free_port;
 use crate::client::{self, Session};
@@ -72,7 +72,7 @@ fn cost(fieldgate: &Path, name: &'static str, bridge: Bridge, uplink: Uplink, cl
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let away = if let Uplink::Up(away) = uplink { away } else { Duration::ZERO };
     let _sink = Sink::listen_far(address, 2, Instant::now(), away);
-    let gateway = Gateway::start(bridge, fieldgate, address, 1);
+    let gateway = Gateway::start(bridge, fieldgate, address, Line::LIVE);
     if !matches!(uplink, Uplink::Down) {
         gateway.connect();
     }
@@ -120,7 +120,7 @@ fn come_and_go(address: SocketAddr, number: u64) {
 /// Fills a queue and drains it.
 fn drain(fieldgate: &Path, messages: u64) -> Cost {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let gateway = Gateway::start(Bridge::Commit, fieldgate, address, 1);
+    let gateway = Gateway::start(Bridge::Commit, fieldgate, address, Line::LIVE);
     super::measure::fill(gateway.broker.address, 1, messages, 100);
     thread::sleep(PUT_OFF);
     let before = Reading::of(&gateway);

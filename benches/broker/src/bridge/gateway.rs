@@ -33,7 +33,20 @@ impl Bridge {
     }
 }
 
-/// Which MQTT a bridge speaks: only 5.0 lets the upstream say how many messages may be on their way to it.
+/// What a bridge speaks, and how many messages may be on their way.
+#[derive(Clone, Copy)]
+pub struct Line {
+    pub protocol: Protocol,
+    pub qos: u8,
+    /// What the upstream says in 5.0; nobody says it in 3.1.1. Mosquitto's bridge does not listen, and has to be told.
+    pub window: u64,
+}
+
+impl Line {
+    /// Where the line is not what is measured.
+    pub const LIVE: Self = Self { protocol: Protocol::V5, qos: 1, window: 1000 };
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     V3_1_1,
@@ -49,7 +62,7 @@ impl Protocol {
     }
 }
 
-/// A local broker whose bridge sends everything to `upstream` at `qos`.
+/// A local broker whose bridge sends everything to `upstream`.
 pub struct Gateway {
     pub broker: Broker,
     bridge: Bridge,
@@ -57,12 +70,15 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn start(bridge: Bridge, fieldgate: &Path, upstream: SocketAddr, protocol: Protocol, qos: u8) -> Self {
+    pub fn start(bridge: Bridge, fieldgate: &Path, upstream: SocketAddr, line: Line) -> Self {
+        let Line { protocol, qos, window } = line;
+        // What nobody wants is forwarded is not kept either.
+        let qos = qos.max(1);
         let web = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let kind = if bridge == Bridge::Mosquitto { Kind::Mosquitto } else { Kind::Fieldgate };
         let broker = Broker::start_with(kind, fieldgate, |port, data| match bridge {
             Bridge::Mosquitto => format!(
-                "{}max_inflight_messages 1000\nmax_queued_messages 0\nmax_queued_bytes 0\nconnection bench\n\
+                "{}max_inflight_messages {window}\nmax_queued_messages 0\nmax_queued_bytes 0\nconnection bench\n\
                  address {upstream}\nbridge_protocol_version {}\ntopic # out {qos}\ncleansession false\n\
                  notifications false\nrestart_timeout 1\n",
                 mosquitto_basics(port),

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::gateway::{Bridge, Gateway, Protocol};
+use super::gateway::{Bridge, Gateway, Line};
 use super::limit;
 use super::sink::Sink;
 use crate::brokers::{Broker, Kind, free_port, mosquitto_basics};
@@ -43,8 +43,7 @@ impl Upstream {
 pub struct Outage {
     pub bridge: Bridge,
     pub upstream: Upstream,
-    pub protocol: Protocol,
-    pub qos: u8,
+    line: Line,
     /// Payload and topic, in bytes.
     pub message_bytes: f64,
     pub taken_per_second: f64,
@@ -63,16 +62,10 @@ pub struct Outage {
 }
 
 /// At QoS 0, messages are kept as at QoS 1 and the upstream takes no more than QoS 0.
-pub fn outage(
-    bridge: Bridge,
-    fieldgate: &Path,
-    upstream: Upstream,
-    protocol: Protocol,
-    qos: u8,
-    messages: u64,
-) -> Outage {
+pub fn outage(bridge: Bridge, fieldgate: &Path, upstream: Upstream, line: Line, messages: u64) -> Outage {
+    let qos = line.qos;
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let gateway = Gateway::start(bridge, fieldgate, address, protocol, qos.max(1));
+    let gateway = Gateway::start(bridge, fieldgate, address, line);
     let pid = gateway.broker.pid();
     let messages = messages / u64::from(PUBLISHERS) * u64::from(PUBLISHERS);
     let each = |sum: f64| sum / messages as f64;
@@ -99,8 +92,7 @@ pub fn outage(
     Outage {
         bridge,
         upstream,
-        protocol,
-        qos,
+        line,
         message_bytes: (PAYLOAD + "bench/00".len()) as f64,
         taken_per_second: messages as f64 / intake,
         fsyncs_per_second: fsyncs as f64 / intake,
@@ -117,7 +109,7 @@ pub fn outage(
 
 impl fmt::Display for Outage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bridge, upstream, protocol, qos, trouble, .. } = self;
+        let Self { bridge, upstream, line: Line { protocol, qos, .. }, trouble, .. } = self;
         write!(
             f,
             "{:21} → {:9} in {:5} QoS {qos}: intake {:7.0} msg/s, {:4.1} µs/msg, {:4.0} fsyncs/s, {:4.0} B/msg to disk | \
@@ -228,7 +220,7 @@ pub fn forwarding(bridge: Bridge, fieldgate: &Path, rate: u64, seconds: u64) -> 
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let base = Instant::now();
     let sink = Sink::listen(address, 2, base);
-    let gateway = Gateway::start(bridge, fieldgate, address, Protocol::V5, 1);
+    let gateway = Gateway::start(bridge, fieldgate, address, Line::LIVE);
     gateway.connect();
     mark(gateway.broker.address, "first");
     sink.wait(1, PATIENCE);
@@ -264,7 +256,7 @@ pub fn start_up(fieldgate: &Path, bytes: u64) -> (u64, Duration) {
     const STEP_MESSAGES: u64 = 200_000;
     const LARGER_PAYLOAD: usize = 400;
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let mut gateway = Gateway::start(Bridge::Commit, fieldgate, address, Protocol::V5, 1);
+    let mut gateway = Gateway::start(Bridge::Commit, fieldgate, address, Line::LIVE);
     let database = gateway.broker.directory.join("data/fieldgate.db");
     let size = || fs::metadata(&database).map_or(0, |metadata| metadata.len());
     while size() < bytes {

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use crate::brokers::Kind;
 pub use flash::run as flash;
-use gateway::{BRIDGES, Bridge, Protocol};
+use gateway::{BRIDGES, Bridge, Line, Protocol};
 use limit::LARGEST_WINDOW;
 use measure::{Forwarding, Outage, Upstream, millis};
 use report::{Column, Report};
@@ -24,36 +24,37 @@ use report::{Column, Report};
 /// What is queued at start-up, in MiB.
 const LARGE_QUEUE_MIB: u64 = 1024;
 
-/// A drain: into whom, in which MQTT, at which QoS, and how many messages may be on their way at once, of which the
-/// upstream says so in 5.0 and nobody in 3.1.1.
+/// A drain: into whom, and how.
 struct Load {
     upstream: Upstream,
-    protocol: Protocol,
-    qos: u8,
-    window: u64,
+    line: Line,
 }
 
 const MOSQUITTO: Upstream = Upstream::Broker(Kind::Mosquitto);
 const FIELDGATE: Upstream = Upstream::Broker(Kind::Fieldgate);
 
 const LOADS: [Load; 7] = [
-    Load { upstream: Upstream::Sink, protocol: Protocol::V5, qos: 1, window: LARGEST_WINDOW },
-    Load { upstream: Upstream::Sink, protocol: Protocol::V5, qos: 2, window: LARGEST_WINDOW },
-    Load { upstream: Upstream::Sink, protocol: Protocol::V5, qos: 0, window: LARGEST_WINDOW },
-    Load { upstream: MOSQUITTO, protocol: Protocol::V5, qos: 1, window: 20 },
-    Load { upstream: MOSQUITTO, protocol: Protocol::V3_1_1, qos: 1, window: LARGEST_WINDOW },
-    Load { upstream: FIELDGATE, protocol: Protocol::V5, qos: 1, window: 1024 },
-    Load { upstream: FIELDGATE, protocol: Protocol::V3_1_1, qos: 1, window: LARGEST_WINDOW },
+    load(Upstream::Sink, Protocol::V5, 1, LARGEST_WINDOW),
+    load(Upstream::Sink, Protocol::V5, 2, LARGEST_WINDOW),
+    load(Upstream::Sink, Protocol::V5, 0, LARGEST_WINDOW),
+    load(MOSQUITTO, Protocol::V5, 1, 20),
+    load(MOSQUITTO, Protocol::V3_1_1, 1, LARGEST_WINDOW),
+    load(FIELDGATE, Protocol::V5, 1, 1024),
+    load(FIELDGATE, Protocol::V3_1_1, 1, LARGEST_WINDOW),
 ];
+
+const fn load(upstream: Upstream, protocol: Protocol, qos: u8, window: u64) -> Load {
+    Load { upstream, line: Line { protocol, qos, window } }
+}
 
 impl Load {
     /// The one whose intake and costs are shown too.
     fn is_main(&self) -> bool {
-        matches!((self.upstream, self.qos), (Upstream::Sink, 1))
+        matches!((self.upstream, self.line.qos), (Upstream::Sink, 1))
     }
 
     fn bridges(&self) -> &'static [Bridge] {
-        match self.qos {
+        match self.line.qos {
             // Mosquitto does not lower the QoS for a peer that wants it lower.
             0 => &[Bridge::Commit],
             _ if self.is_main() => &BRIDGES,
@@ -62,7 +63,7 @@ impl Load {
     }
 
     fn messages(&self, messages: u64) -> u64 {
-        match self.qos {
+        match self.line.qos {
             _ if self.is_main() => messages,
             // Mosquitto's bridge takes the square of their number in time.
             2 => messages / 20,
@@ -72,8 +73,9 @@ impl Load {
 
     /// The row of its rates.
     fn name(&self) -> String {
-        let window = if self.window == LARGEST_WINDOW { "no window".into() } else { format!("window {}", self.window) };
-        format!("drain into {}, QoS {}, MQTT {}, {window}, msg/s", self.upstream.name(), self.qos, self.protocol.name())
+        let Line { protocol, qos, window } = self.line;
+        let window = if window == LARGEST_WINDOW { "no window".into() } else { format!("window {window}") };
+        format!("drain into {}, QoS {qos}, MQTT {}, {window}, msg/s", self.upstream.name(), protocol.name())
     }
 }
 
@@ -83,13 +85,13 @@ pub fn run(fieldgate: &Path, messages: u64, rounds: usize) {
     for _ in 0..rounds {
         for load in &LOADS {
             let messages = load.messages(messages);
-            if load.qos == 1 {
-                let limit = measure::limit_of(load.upstream, fieldgate, load.window, messages);
+            if load.line.qos == 1 {
+                let limit = measure::limit_of(load.upstream, fieldgate, load.line.window, messages);
                 println!("{}: {limit:.0} is what it takes", load.name());
                 report.add(&load.name(), Column::Limit, limit);
             }
             for &bridge in load.bridges() {
-                let outage = measure::outage(bridge, fieldgate, load.upstream, load.protocol, load.qos, messages);
+                let outage = measure::outage(bridge, fieldgate, load.upstream, load.line, messages);
                 println!("{outage}");
                 add_outage(&mut report, load, &outage);
             }
@@ -129,14 +131,16 @@ fn add_forwarding(report: &mut Report, forwarding: &Forwarding) {
 }
 
 /// One outage, for profiling.
-pub fn outage(fieldgate: &Path, bridge: &str, upstream: &str, protocol: &str, qos: u8, messages: u64) {
+pub fn outage(fieldgate: &Path, bridge: &str, upstream: &str, line: (&str, u8, u64), messages: u64) {
     let bridge = match bridge {
         "mosquitto" => Bridge::Mosquitto,
         "commit" => Bridge::Commit,
         _ => Bridge::Interval,
     };
+    let (protocol, qos, window) = line;
     let protocol = if protocol == Protocol::V3_1_1.name() { Protocol::V3_1_1 } else { Protocol::V5 };
-    println!("{}", measure::outage(bridge, fieldgate, upstream_of(upstream), protocol, qos, messages));
+    let line = Line { protocol, qos, window };
+    println!("{}", measure::outage(bridge, fieldgate, upstream_of(upstream), line, messages));
 }
 
 /// How fast an upstream takes messages from somebody whom they cost nothing.
