@@ -102,7 +102,7 @@ impl Settings {
             max_bytes: 1 << 30,
             max_messages: u64::MAX,
             commit_delay: Duration::from_millis(10),
-            max_commit_delay: Duration::from_millis(500),
+            max_commit_delay: Duration::from_millis(250),
             relaxed_interval: Duration::from_secs(1),
             retained_interval: Duration::from_secs(30),
             inbox_bytes: 16 << 20,
