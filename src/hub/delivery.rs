@@ -263,20 +263,23 @@ impl Targets {
         !self.direct.is_empty() || !self.groups.is_empty()
     }
 
-    /// Whether a receiver that refuses rather than loses has no room for the message.
-    pub fn would_reject(&self, message: &Message, store: Option<&Store>) -> bool {
+    /// The first receiver that refuses rather than loses and has no room for the message, and what there is not enough
+    /// of if not room in its own queue.
+    pub fn rejecting(&self, message: &Message, store: Option<&Store>) -> Option<(&Session, Option<Shortage>)> {
         let members = self.groups.iter().flat_map(|group| &group.members);
-        self.direct.iter().chain(members).any(|target| {
-            let limits = target.session.limits();
-            limits.when_full == WhenFull::Reject && target.qos != QoS::AtMostOnce && {
-                let state = target.session.state.lock();
-                let lacks = match target.session.shortage(&state, store) {
-                    Some(Shortage::Disk) => true,
-                    Some(Shortage::Memory) => !target.session.durable,
-                    None => false,
-                };
-                lacks || state.queue.is_full(message.size(), &limits)
+        self.direct.iter().chain(members).find_map(|target| {
+            let (session, limits) = (&target.session, target.session.limits());
+            if limits.when_full != WhenFull::Reject || target.qos == QoS::AtMostOnce {
+                return None;
             }
+            let state = session.state.lock();
+            let shortage = session.shortage(&state, store);
+            let lacks = match shortage {
+                Some(Shortage::Disk) => true,
+                Some(Shortage::Memory) => !session.durable,
+                None => false,
+            };
+            (lacks || state.queue.is_full(message.size(), &limits)).then_some((&**session, shortage.filter(|_| lacks)))
         })
     }
 }

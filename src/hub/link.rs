@@ -251,7 +251,8 @@ impl Link {
         if targets.rejecting && publish.qos != QoS::AtMostOnce {
             // What came before it in the batch takes room too.
             self.flush_runs();
-            if targets.would_reject(&message, self.hub.store()) {
+            if let Some((receiver, shortage)) = targets.rejecting(&message, self.hub.store()) {
+                receiver.note_refused(1, shortage, &self.hub.0.counters);
                 return self.refuse(publish.qos, publish.packet_id, Refusal::QuotaExceeded);
             }
         }

@@ -200,11 +200,15 @@ mod tests {
     }
 
     fn given_up(hub: &Hub) -> u64 {
+        counted(hub, "dropped")
+    }
+
+    fn counted(hub: &Hub, what: &str) -> u64 {
         let mut metrics = Metrics::default();
         hub.collect(&mut metrics);
-        let name = r#"fieldgate_hub_messages_dropped_total{reason="memory_full"} "#;
+        let name = format!("fieldgate_hub_messages_{what}_total{{reason=\"memory_full\"}} ");
         let text = metrics.render();
-        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
     }
 
     #[test]
@@ -230,7 +234,7 @@ mod tests {
             let hub = hub(when_full, None);
             let mut stuck = subscriber(&hub, "stuck", "a", SessionExpiry::OnDetach);
             let number = flood(&hub, "a", QoS::AtLeastOnce, 100);
-            assert_eq!(number > 0, refused, "{when_full:?}");
+            assert_eq!((number > 0, counted(&hub, "refused")), (refused, number as u64), "{when_full:?}");
             assert_eq!(given_up(&hub) > 0, !refused, "{when_full:?}");
             let taken = taken(&mut stuck);
             assert!((40..60).contains(&taken.len()), "{when_full:?}: {}", taken.len());

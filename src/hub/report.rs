@@ -53,12 +53,33 @@ pub struct Counters {
     pub dropped_store_full: AtomicU64,
     pub dropped_expired: AtomicU64,
     pub dropped_retained_full: AtomicU64,
+    /// Refused to their publishers, as a queue with `when_full: reject` has no room.
+    pub refused_queue_full: AtomicU64,
+    pub refused_memory_full: AtomicU64,
+    pub refused_store_full: AtomicU64,
     pub over_sessions: AtomicU64,
     pub over_subscriptions: AtomicU64,
     pub over_topic_levels: AtomicU64,
     pub over_topic_length: AtomicU64,
     pub denied_publish: AtomicU64,
     pub denied_subscribe: AtomicU64,
+}
+
+impl Counters {
+    /// Messages given up, for whatever reason.
+    pub fn dropped(&self) -> u64 {
+        self.dropped_by_reason().iter().map(|(_, counter)| counter.load(Ordering::Relaxed)).sum()
+    }
+
+    fn dropped_by_reason(&self) -> [(&'static str, &AtomicU64); 5] {
+        [
+            ("queue_full", &self.dropped_queue_full),
+            ("memory_full", &self.dropped_memory_full),
+            ("store_full", &self.dropped_store_full),
+            ("expired", &self.dropped_expired),
+            ("retained_full", &self.dropped_retained_full),
+        ]
+    }
 }
 
 impl Hub {
@@ -120,14 +141,16 @@ impl Observe for Hub {
         let sent = "Messages handed to receivers.";
         metrics.counter("fieldgate_hub_messages_sent_total", sent, &[], count(&counters.sent));
         let dropped = "Messages given up, by reason.";
-        for (reason, counter) in [
-            ("queue_full", &counters.dropped_queue_full),
-            ("memory_full", &counters.dropped_memory_full),
-            ("store_full", &counters.dropped_store_full),
-            ("expired", &counters.dropped_expired),
-            ("retained_full", &counters.dropped_retained_full),
-        ] {
+        for (reason, counter) in counters.dropped_by_reason() {
             metrics.counter("fieldgate_hub_messages_dropped_total", dropped, &[("reason", reason)], count(counter));
+        }
+        let refused = "Messages refused to their publishers by `when_full: reject`, by reason.";
+        for (reason, counter) in [
+            ("queue_full", &counters.refused_queue_full),
+            ("memory_full", &counters.refused_memory_full),
+            ("store_full", &counters.refused_store_full),
+        ] {
+            metrics.counter("fieldgate_hub_messages_refused_total", refused, &[("reason", reason)], count(counter));
         }
         let over = "Requests refused because of a limit, by limit.";
         for (limit, counter) in [

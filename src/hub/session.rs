@@ -118,7 +118,7 @@ pub(super) struct Session {
     drained: Notify,
     waited_for: AtomicBool,
     slow: AtomicBool,
-    /// Messages given up because the queue is full, since it last had room; each such episode is logged once.
+    /// Messages given up because the queue is full, or refused, since it last had room; each such episode is logged once.
     overflow: AtomicU64,
     pub expired: Episode,
 }
@@ -284,7 +284,7 @@ impl Session {
         // Memory that only this queue holds is counted as such; see `memory`.
         let alone = !connected || self.slow.load(Ordering::Relaxed);
         let shortage = self.shortage(&state, store);
-        let (mut dropped, mut lane) = (0, 0);
+        let (mut dropped, mut refused, mut lane) = (0, 0, 0);
         for (mut incoming, receipt) in incoming {
             if alone {
                 incoming.spread = 0;
@@ -294,11 +294,15 @@ impl Session {
             let limits = squeezed.as_ref().unwrap_or(&limits);
             let can_refuse = limits.when_full == WhenFull::Reject && incoming.qos != QoS::AtMostOnce;
             let pushed = state.queue.push(lane, incoming, receipt.as_ref(), connected, &self.signal, limits, ops);
-            if let (Pushed::DroppedNewest, true, Some(receipt)) = (pushed, can_refuse, &receipt) {
-                receipt.add();
-                receipt.fail();
+            match (pushed, &receipt) {
+                (Pushed::DroppedNewest, Some(receipt)) if can_refuse => {
+                    receipt.add();
+                    receipt.fail();
+                    refused += 1;
+                }
+                (Pushed::DroppedNewest | Pushed::DroppedOldest, _) => dropped += 1,
+                _ => {}
             }
-            dropped += u64::from(matches!(pushed, Pushed::DroppedNewest | Pushed::DroppedOldest));
         }
         state.settle();
         if !ops.is_empty() {
@@ -325,6 +329,9 @@ impl Session {
                 None => &counters.dropped_queue_full,
             };
             counter.fetch_add(dropped, Ordering::Relaxed);
+        }
+        if refused > 0 {
+            self.note_refused(refused, shortage, counters);
         }
         self.note_overflow(dropped, has_room, shortage, &limits);
         let short = shortage == Some(Shortage::Memory);
@@ -353,28 +360,33 @@ impl Session {
         }
     }
 
-    /// Logs the beginning and the end of an episode in which messages were lost for want of room.
+    /// Counts messages that this queue had no room for, of which their publishers are told, and logs the first of an
+    /// episode.
+    pub fn note_refused(&self, refused: u64, shortage: Option<Shortage>, counters: &Counters) {
+        let counter = match shortage {
+            Some(Shortage::Disk) => &counters.refused_store_full,
+            Some(Shortage::Memory) => &counters.refused_memory_full,
+            None => &counters.refused_queue_full,
+        };
+        counter.fetch_add(refused, Ordering::Relaxed);
+        if self.overflow.fetch_add(refused, Ordering::Relaxed) == 0 {
+            let (face, client_id, full) = (self.face.name(), &self.client_id, what_is_full(shortage));
+            let QueueLimits { max_messages, max_bytes, .. } = self.limits();
+            warn!(face, %client_id, max_messages, max_bytes, "{full}, messages are refused to their publishers");
+        }
+    }
+
+    /// Logs the beginning and the end of an episode in which messages found no room.
     fn note_overflow(&self, dropped: u64, has_room: bool, shortage: Option<Shortage>, limits: &QueueLimits) {
         let (face, client_id) = (self.face.name(), &self.client_id);
         if dropped > 0 {
             if self.overflow.fetch_add(dropped, Ordering::Relaxed) == 0 {
-                let (max_messages, max_bytes) = (limits.max_messages, limits.max_bytes);
-                match shortage {
-                    Some(Shortage::Disk) => {
-                        let what = "the database or its disk is full (`store.max_size`, `store.max_messages`)";
-                        error!(face, %client_id, "{what}, messages are given up");
-                    }
-                    Some(Shortage::Memory) => {
-                        let what =
-                            "the memory for all queues is used up (`limits.max_queue_memory`), messages are given up";
-                        error!(face, %client_id, "{what}");
-                    }
-                    None => error!(face, %client_id, max_messages, max_bytes, "a queue is full, messages are given up"),
-                }
+                let (max_messages, max_bytes, full) = (limits.max_messages, limits.max_bytes, what_is_full(shortage));
+                error!(face, %client_id, max_messages, max_bytes, "{full}, messages are given up");
             }
         } else if has_room {
-            let lost = self.overflow.swap(0, Ordering::Relaxed);
-            warn!(face, %client_id, lost, "the queue has room again");
+            let turned_away = self.overflow.swap(0, Ordering::Relaxed);
+            warn!(face, %client_id, turned_away, "the queue has room again");
         }
     }
 
@@ -514,6 +526,15 @@ pub(super) fn submit(store: Option<&Store>, ops: &mut Vec<Op>, due: Due) {
 }
 
 /// From one look to the next: messages sent, and bytes that wait.
+/// Where room is wanted, with the keys that give more.
+fn what_is_full(shortage: Option<Shortage>) -> &'static str {
+    match shortage {
+        Some(Shortage::Disk) => "the database or its disk is full (`store.max_size`, `store.max_messages`)",
+        Some(Shortage::Memory) => "the memory for all queues is used up (`limits.max_queue_memory`)",
+        None => "a queue is full",
+    }
+}
+
 fn makes_headway(last: (u64, u64), now: (u64, u64)) -> bool {
     now.0 - last.0 >= HEADWAY.0 || last.1.saturating_sub(now.1) >= HEADWAY.1
 }

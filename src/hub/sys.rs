@@ -32,15 +32,7 @@ impl Figures {
         let connected = clients().filter(|session| session.connected).count() as u64;
         let total = clients().count() as u64;
         self.most_connected = self.most_connected.max(connected);
-        let dropped: u64 = [
-            &counters.dropped_queue_full,
-            &counters.dropped_memory_full,
-            &counters.dropped_store_full,
-            &counters.dropped_expired,
-        ]
-        .map(count)
-        .iter()
-        .sum();
+        let dropped = counters.dropped();
         let (retained, retained_bytes) = {
             let retained = hub.0.retained.read();
             (retained.len() as u64, retained.bytes() as u64)

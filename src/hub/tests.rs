@@ -400,6 +400,7 @@ fn a_full_database_binds_the_queues_that_grow_on_it_each_by_its_policy() {
     let refused = say(&mut publisher, "Reject", "new", QoS::AtLeastOnce);
     assert!(matches!(refused, Outcome::Refused(Refusal::QuotaExceeded)), "{refused:?}");
     assert_eq!((dropped(), kept("Reject")), (2, 0));
+    assert_eq!(hub.counters().refused_store_full.load(Ordering::Relaxed), 1);
 
     // Whoever keeps up needs no room for long.
     let mut here = hub.attach(persistent("here")).unwrap();
@@ -461,6 +462,8 @@ fn room_that_another_publisher_was_quicker_to_take_is_refused() {
     a.flush();
     assert_eq!((first.state(), second.state()), (store::ReceiptState::Failed, store::ReceiptState::Done));
     assert!(matches!(say(&mut a, "x", "2", QoS::AtLeastOnce), Outcome::Refused(Refusal::QuotaExceeded)));
+    let counters = hub.counters();
+    assert_eq!((counters.refused_queue_full.load(Ordering::Relaxed), counters.dropped()), (2, 0));
 }
 
 #[test]

@@ -65,12 +65,7 @@ impl Traffic {
     pub fn of(hub: &Hub) -> Self {
         let counters = hub.counters();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let dropped = [&counters.dropped_queue_full, &counters.dropped_expired, &counters.dropped_retained_full];
-        Self {
-            received: count(&counters.received),
-            sent: count(&counters.sent),
-            dropped: dropped.into_iter().map(count).sum(),
-        }
+        Self { received: count(&counters.received), sent: count(&counters.sent), dropped: counters.dropped() }
     }
 }
 

@@ -147,9 +147,13 @@ impl Lane {
         (self.waiting.len() + self.lossy.len() + inflight) as u64 + tail
     }
 
-    /// Bytes waiting, in memory and on disk.
+    /// Bytes waiting, in memory and on disk, or unacknowledged; for people, who do not ask often.
     pub fn bytes(&self) -> u64 {
-        self.waiting_bytes + self.lossy_bytes + self.tail.map_or(0, |tail| tail.bytes)
+        let unacknowledged = self.inflight.iter().map(|inflight| match &inflight.state {
+            InflightState::Published(incoming) => incoming.message.size() as u64,
+            InflightState::Releasing(_) | InflightState::Released | InflightState::Done => 0,
+        });
+        self.waiting_bytes + self.lossy_bytes + self.tail.map_or(0, |tail| tail.bytes) + unacknowledged.sum::<u64>()
     }
 
     /// Messages and bytes that wait in memory: what a slow connection makes grow.

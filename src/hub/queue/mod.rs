@@ -286,7 +286,7 @@ impl Queue {
         self.lanes.iter().map(Lane::len).sum()
     }
 
-    /// Bytes waiting, in memory and on disk.
+    /// Bytes waiting, in memory and on disk, or unacknowledged.
     pub fn bytes(&self) -> u64 {
         self.lanes.iter().map(Lane::bytes).sum()
     }
