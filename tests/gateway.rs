@@ -286,6 +286,48 @@ async fn an_upstream_that_was_cut_stays_cut_through_a_reload() {
 }
 
 #[tokio::test]
+async fn what_waits_for_an_upstream_that_was_taken_out_is_kept_and_told_and_nothing_is_added() {
+    let upstream = |name: &str| {
+        format!("upstreams:\n  - {{ name: {name}, url: \"mqtt://127.0.0.1:1\", out: [ {{ filter: \"#\" }} ] }}\n")
+    };
+    let listener = "listeners: [ { name: a, address: 127.0.0.1:0 } ]\n";
+    let mut world = World::start(&format!("{listener}{}", upstream("cloud"))).await;
+    let publish = async |world: &World| {
+        let mut client = Client::connect(&world.address("a").await).await;
+        client.0.write_all(b"\x32\x06\x00\x01t\x00\x01v").await.unwrap();
+        client.expect(b"\x40\x02\x00\x01").await;
+    };
+    let waiting = |world: &World| {
+        let status = world.status("cloud")?;
+        let facts = status.facts.into_iter().find(|(label, _)| *label == "waiting");
+        Some((status.health, facts?.1, status.reason.unwrap_or_default()))
+    };
+    publish(&world).await;
+
+    // Renamed: the old one and the new one stand beside each other.
+    let renamed = format!("{listener}{}", upstream("sky"));
+    world.reload(&renamed).await;
+    publish(&world).await;
+    let (health, queue, reason) = waiting(&world).unwrap();
+    assert_eq!((health, queue.as_str()), (Health::Degraded, "1 messages, 2 bytes"));
+    assert!(reason.contains("`fieldgate store purge cloud` gives them up"), "{reason}");
+    assert!(world.status("sky").unwrap().facts.iter().any(|(_, fact)| fact == "1 messages, 2 bytes"));
+
+    // A restart does not change that.
+    let World { directory, stop, running, .. } = world;
+    stop.send_replace(true);
+    timeout(PATIENCE, running).await.unwrap().unwrap();
+    world = World::start_in(directory, &renamed).await;
+    publish(&world).await;
+    assert_eq!(waiting(&world).unwrap().1, "1 messages, 2 bytes");
+    world.reload(&format!("{listener}{}", upstream("cloud"))).await;
+    let (_, queue, reason) = waiting(&world).unwrap();
+    assert_eq!(queue, "1 messages, 2 bytes");
+    assert!(!reason.contains("not configured"), "{reason}");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_changed_codec_restarts_its_device_and_no_other() {
     let world = World::start(&format!("listeners:\n{A}")).await;
     let script = world.directory.path().join("codec.js");

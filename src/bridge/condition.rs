@@ -312,7 +312,8 @@ impl Observe for Shared {
         facts.push(("sent", count(&self.counters.sent)));
         facts.push(("received", count(&self.counters.received)));
         facts.extend(condition.next_attempt.map(|at| ("next attempt", at.to_string())));
-        if let Some((at, error)) = &condition.last_error {
+        // Said already where it is why there is no connection.
+        if let Some((at, error)) = condition.last_error.as_ref().filter(|(_, error)| reason.as_ref() != Some(error)) {
             facts.push(("last error", format!("{at}: {error}")));
         }
         vec![Status {
@@ -335,10 +336,9 @@ impl Observe for Shared {
         let phase = condition.phase;
         let connected = phase == Phase::Connected;
         let (messages, bytes) = self.queued();
+        collect_queue(metrics, &upstream, messages, bytes);
         let gauge = &mut |name, help, value| metrics.gauge(name, help, &upstream, value);
         gauge("fieldgate_upstream_connected", "1 while the upstream is connected.", f64::from(connected));
-        gauge("fieldgate_upstream_queued_messages", "Messages waiting for the upstream.", messages as f64);
-        gauge("fieldgate_upstream_queued_bytes", "Bytes waiting for the upstream.", bytes as f64);
         let backlog = condition.progress.map_or(if connected { 0 } else { messages }, |progress| progress.messages);
         let seconds = condition.progress.map_or((backlog == 0).then_some(0), |progress| progress.seconds_left);
         let help =
@@ -376,4 +376,15 @@ impl Observe for Shared {
             metrics.counter("fieldgate_upstream_messages_dropped_total", help, &labels, count(value));
         }
     }
+}
+
+/// How much waits for an upstream, also for one that is not configured any more.
+pub(super) fn collect_queue(metrics: &mut Metrics, upstream: &[(&str, &str)], messages: u64, bytes: u64) {
+    metrics.gauge(
+        "fieldgate_upstream_queued_messages",
+        "Messages waiting for the upstream.",
+        upstream,
+        messages as f64,
+    );
+    metrics.gauge("fieldgate_upstream_queued_bytes", "Bytes waiting for the upstream.", upstream, bytes as f64);
 }

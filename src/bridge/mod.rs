@@ -15,6 +15,7 @@
 //! | `uplink` `terms` | the task: connect on the upstream's terms, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` `reporter` | what people and scrapes see |
+//! | `former` | what waits for upstreams that are not configured any more |
 //!
 //! Deliberately absent: mapping of response topics (a reply goes where the request says, on this side), and more than
 //! one delivery where several rules match one message.
@@ -23,6 +24,7 @@ pub mod backoff;
 mod condition;
 mod dial;
 mod drain;
+mod former;
 mod handshake;
 mod marks;
 mod origin;
@@ -59,6 +61,7 @@ use schedule::Window;
 
 pub use condition::{DropReason, Phase};
 pub use drain::Progress;
+pub use former::{Former, let_go};
 pub use settings::{AddressOrder, Checked, Connection, Settings, SettingsError, VersionChoice};
 
 /// One upstream, bound: its session exists and keeps what is published from now on.
@@ -119,18 +122,8 @@ impl Upstream {
     }
 
     fn attach(&self, receive_maximum: u16, peer: Option<String>) -> Result<Link, AttachError> {
-        self.shared.hub.attach(Attach {
-            face: Face::Upstream,
-            client_id: self.shared.session.clone(),
-            identity: Identity::gateway(),
-            clean_start: false,
-            expiry: SessionExpiry::Never,
-            will: None,
-            receive_maximum: receive_maximum.min(self.settings.max_inflight),
-            peer,
-            version: None,
-            queue: self.settings.queue,
-        })
+        let receive_maximum = receive_maximum.min(self.settings.max_inflight);
+        attach(&self.shared.hub, &self.shared.session, receive_maximum, self.settings.queue, peer)
     }
 
     /// Makes the session's subscriptions those of the `out` rules.
@@ -163,6 +156,28 @@ impl Upstream {
         }
         Ok(())
     }
+}
+
+/// Attaches to the session of the upstream `name`, which is made where there is none.
+fn attach(
+    hub: &Hub,
+    name: &Arc<str>,
+    receive_maximum: u16,
+    queue: Option<QueueLimits>,
+    peer: Option<String>,
+) -> Result<Link, AttachError> {
+    hub.attach(Attach {
+        face: Face::Upstream,
+        client_id: name.clone(),
+        identity: Identity::gateway(),
+        clean_start: false,
+        expiry: SessionExpiry::Never,
+        will: None,
+        receive_maximum,
+        peer,
+        version: None,
+        queue,
+    })
 }
 
 /// A hold on a running upstream; cheap to clone.

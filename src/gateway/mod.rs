@@ -17,9 +17,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::bridge;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::hub::{Hub, RestoreError};
+use crate::observe::Observe;
 use crate::store::{OpenError, Store};
 use crate::supervise::{Bound, Failure, Policy, Supervised, describe};
 use crate::web::log::LogRing;
@@ -37,6 +39,7 @@ pub struct Gateway {
     config: Config,
     handle: Arc<Handle>,
     bound: Vec<(Part, Result<Bound, Failure>)>,
+    former: Vec<Arc<dyn Observe>>,
 }
 
 /// A new configuration for a running gateway.
@@ -90,7 +93,8 @@ impl Gateway {
                 result => bound.push((part, result)),
             }
         }
-        Ok(Self { config, handle, bound })
+        let former = let_go(&handle, &config);
+        Ok(Self { config, handle, bound, former })
     }
 
     /// What others may ask of the gateway while it runs.
@@ -100,7 +104,7 @@ impl Gateway {
 
     /// Works until `shutdown`, then drains. Takes over new configurations from `reloads`.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>, mut reloads: mpsc::Receiver<Reload>) {
-        let Self { mut config, handle, bound } = self;
+        let Self { mut config, handle, bound, former } = self;
         let (stop_hub, hub_stopped) = watch::channel(false);
         let mut housekeeping = JoinSet::new();
         housekeeping.spawn(keep_house(handle.hub().clone(), hub_stopped));
@@ -108,7 +112,7 @@ impl Gateway {
         for (part, first) in bound {
             running.push(Running::start(part, first, &handle));
         }
-        publish_running(&handle, &running);
+        publish_running(&handle, &running, former);
         loop {
             tokio::select! {
                 () = asked_to_stop(&mut shutdown) => break,
@@ -183,8 +187,19 @@ async fn keep_house(hub: Hub, shutdown: watch::Receiver<bool>) {
     }
 }
 
-fn publish_running(handle: &Handle, running: &[Running]) {
-    handle.set_running(running.iter().map(|running| running.supervised.observe()).collect());
+fn publish_running(handle: &Handle, running: &[Running], former: Vec<Arc<dyn Observe>>) {
+    let running = running.iter().map(|running| running.supervised.observe());
+    handle.set_running(running.chain(former).collect());
+}
+
+/// Lets go of upstreams that `config` does not have; returns those for which something waits.
+fn let_go(handle: &Handle, config: &Config) -> Vec<Arc<dyn Observe>> {
+    let former = bridge::let_go(handle.hub(), &upstream_names(config));
+    former.into_iter().map(|former| Arc::new(former) as Arc<dyn Observe>).collect()
+}
+
+fn upstream_names(config: &Config) -> Vec<&str> {
+    config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect()
 }
 
 /// Stops components rank by rank, the outermost first; those of one rank together.
@@ -250,8 +265,8 @@ async fn apply(handle: &Arc<Handle>, running: &mut Vec<Running>, old: &Config, n
         running.push(Running::start(part, first, handle));
     }
     running.sort_by_key(|running| running.part.rank());
-    handle.keep_upstreams(&new.upstreams.iter().map(|upstream| upstream.name.as_str()).collect::<Vec<_>>());
-    publish_running(handle, running);
+    handle.keep_upstreams(&upstream_names(new));
+    publish_running(handle, running, let_go(handle, new));
     for change in &changes {
         info!(change, "configuration reloaded");
     }
