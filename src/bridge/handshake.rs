@@ -33,6 +33,16 @@ pub(super) enum Unwelcome {
     Silent,
 }
 
+impl Unwelcome {
+    /// What the system or TLS said when the connection ended.
+    pub fn cause(&self) -> Option<&io::Error> {
+        match self {
+            Self::Closed(cause) => cause.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// Sends the CONNECT of `options` and waits for the answer, `patience` long.
 ///
 /// # Cancel safety

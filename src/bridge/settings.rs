@@ -67,6 +67,8 @@ pub struct Settings {
     pub state_topic: Option<String>,
     /// The largest packet accepted from the upstream, in bytes.
     pub max_packet_size: u32,
+    /// The largest packet sent to the upstream, in bytes; `None` for what it allows. 3.1.1 cannot say what that is.
+    pub bridge_max_packet_size: Option<u32>,
     /// How many bridges a message may have crossed, this one included; at least 1. What would cross more is dropped and
     /// counted: it goes in circles.
     pub max_hops: u8,
@@ -147,6 +149,7 @@ impl Settings {
             max_rate: MaxRate::default(),
             state_topic: None,
             max_packet_size: 1 << 20,
+            bridge_max_packet_size: None,
             // Longer than any sane chain of gateways, and few enough copies of what goes in circles.
             max_hops: 8,
             backoff: backoff::Settings::default(),

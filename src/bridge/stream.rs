@@ -27,6 +27,7 @@ use super::handshake::Greeted;
 use super::marks;
 use super::rate::Throttle;
 use super::settings::Checked;
+use super::suspicion::Suspect;
 use super::words::{self, Who};
 use crate::hub::{Link, Outbound, Pressure};
 use crate::message::{Properties, QoS};
@@ -73,6 +74,8 @@ pub(super) struct Ended {
     pub subscribed: bool,
     /// Whether deliveries are not over, of which the upstream may remember the identifiers.
     pub is_open: bool,
+    /// What was sent first, where nothing was acknowledged.
+    pub fruitless: Option<Suspect>,
 }
 
 pub(super) struct Stream<'a> {
@@ -93,6 +96,8 @@ pub(super) struct Stream<'a> {
     /// SUBSCRIBEs that wait for their answer. Nothing is published before: packet identifiers are shared with them.
     requests: Vec<(PacketId, Vec<String>)>,
     window: Window,
+    /// The first message of QoS 1 or 2 that was sent.
+    first: Option<Suspect>,
     /// How long nothing may cross; `None` for ever.
     pub idle_timeout: Option<Duration>,
     /// Told each time that another address were better.
@@ -128,6 +133,7 @@ impl<'a> Stream<'a> {
         who: Who<'a>,
         greeted: Greeted<Arc<Receipt>>,
         link: Link,
+        first_window: usize,
     ) -> Self {
         let now = now();
         let mut first_crossing = Properties::default();
@@ -145,7 +151,8 @@ impl<'a> Stream<'a> {
             unflushed: false,
             is_new: !greeted.session_present,
             requests: Vec::new(),
-            window: Window::new(now),
+            window: Window::new(first_window, now),
+            first: None,
             idle_timeout: None,
             calls: None,
             leaving: None,
@@ -178,7 +185,8 @@ impl<'a> Stream<'a> {
         }
         let is_open = self.link.take_begun(&mut Vec::new(), 0) > 0;
         self.link.detach(false, None);
-        Ended { end, subscribed: self.requests.is_empty(), is_open }
+        let fruitless = self.first.filter(|_| !self.window.is_fruitful);
+        Ended { end, subscribed: self.requests.is_empty(), is_open, fruitless }
     }
 
     /// Subscribes, and says that we are here.

@@ -11,7 +11,7 @@ use super::words::{self, Who};
 use crate::message::QoS;
 use crate::proto::mqtt::client::Options;
 use crate::proto::mqtt::server::Will;
-use crate::proto::mqtt::{ReasonCode, Version};
+use crate::proto::mqtt::{MAX_PACKET_BYTES, ReasonCode, Version};
 
 /// How long the upstream may take to answer a SUBSCRIBE or PINGREQ.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -24,15 +24,29 @@ pub(super) struct Terms {
     pub version: Version,
     /// Whether the upstream may rather take the other version.
     may_fall_back: bool,
-    /// Whether the last connection broke before there was an answer. Once, it was the line; twice in a row, it may be how
-    /// the upstream answers.
-    has_broken: bool,
+    /// What is known of the versions that it takes.
+    insight: Insight,
     /// Whether a 3.1.1 upstream is told that we are a bridge, as Mosquitto's `try_private` does: one that knows the word
     /// does not send our own messages back. Some close the connection instead.
     is_bridge: bool,
     /// What the upstream takes of our will: not retained, or at QoS 0, if it must be so.
     will_retain: bool,
     will_qos: QoS,
+}
+
+/// What is known of the versions that an upstream takes. A connection that is closed before its CONNACK may mean an old
+/// broker, but more often one that starts up, a load balancer with nobody behind it, or a broken line: what is lost with
+/// 5.0 (expiry, hops, limits, reasons) is not given up for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Insight {
+    /// It has not answered in MQTT yet.
+    None,
+    /// It has closed on a CONNECT of 5.0 without a word.
+    Silent,
+    /// It takes 3.1.1, and was only silent about 5.0, which is tried once more.
+    TakesOlder,
+    /// It takes `version`, and nothing newer.
+    Settled,
 }
 
 impl Terms {
@@ -44,7 +58,7 @@ impl Terms {
                 VersionChoice::V3_1_1 => Version::V3_1_1,
             },
             may_fall_back: choice == VersionChoice::Newest,
-            has_broken: false,
+            insight: Insight::None,
             is_bridge: true,
             will_retain: true,
             will_qos: QoS::AtLeastOnce,
@@ -71,6 +85,7 @@ impl Terms {
             password: settings.password.as_ref().map(|password| password.reveal().as_bytes().to_vec()),
             will,
             max_packet_size: settings.max_packet_size,
+            max_sent_packet_size: settings.bridge_max_packet_size.unwrap_or(MAX_PACKET_BYTES),
             is_bridge: self.is_bridge,
             // Whoever wants silence noticed early does not want to wait long for the answer either.
             answer_timeout: settings.keep_alive.min(ANSWER_TIMEOUT),
@@ -78,14 +93,20 @@ impl Terms {
         }
     }
 
-    /// The upstream has taken the CONNECT.
-    pub fn taken(&mut self) {
-        self.has_broken = false;
-    }
-
     /// How many messages may be in flight, where the upstream allows `allowed`.
     pub fn window(&self, allowed: u16, rules: &Checked) -> u16 {
         if self.version < Version::V5 && rules.sends_qos_2() { OLD_QOS_2_WINDOW } else { allowed }
+    }
+
+    /// The upstream took the CONNECT. False where it may take a better one, which is to be tried first.
+    pub fn taken(&mut self) -> bool {
+        if self.may_fall_back && !self.version.is_5() && self.insight == Insight::Silent {
+            self.version = Version::V5;
+            self.insight = Insight::TakesOlder;
+            return false;
+        }
+        self.insight = Insight::Settled;
+        true
     }
 
     /// The upstream at `url` did not take the CONNECT: says why, or `None` where it may take what is asked for next.
@@ -95,6 +116,12 @@ impl Terms {
                 if self.may_fall_back && self.version == Version::V5 =>
             {
                 self.version = Version::V3_1_1;
+                self.insight = Insight::Settled;
+                None
+            }
+            Unwelcome::Closed(_) | Unwelcome::Garbled(_) if self.insight == Insight::TakesOlder => {
+                self.version = Version::V3_1_1;
+                self.insight = Insight::Settled;
                 None
             }
             Unwelcome::Refused { reason: ReasonCode::RetainNotSupported, .. } if self.will_retain => {
@@ -118,11 +145,12 @@ impl Terms {
                 let spoken = self.version.name();
                 // It was not the mark then.
                 self.is_bridge = true;
-                let may_be_the_line = matches!(unwelcome, Unwelcome::Closed(Some(_))) && !self.has_broken;
-                self.has_broken = may_be_the_line;
                 // Old brokers answer a version they do not know by closing, or in their own format. Which of the two
-                // it was cannot be told, so both versions take turns.
-                if self.may_fall_back && !may_be_the_line {
+                // it was cannot be told, so both versions take turns until one is taken.
+                if self.may_fall_back && self.insight != Insight::Settled {
+                    if self.version.is_5() && matches!(unwelcome, Unwelcome::Closed(_)) {
+                        self.insight = Insight::Silent;
+                    }
                     self.version = if self.version == Version::V5 { Version::V3_1_1 } else { Version::V5 };
                 }
                 Some(match unwelcome {
@@ -154,25 +182,32 @@ mod tests {
     use crate::bridge::words::Proof;
 
     #[test]
-    fn a_line_that_breaks_is_not_taken_for_an_old_broker() {
+    fn silence_is_taken_for_an_old_broker_only_when_it_is_heard_again_after_an_answer_in_3_1_1() {
         let url = Url::parse("mqtt://broker").unwrap();
         let who = Who { client_id: "gateway", username: None, proof: Proof::Given };
-        let mut terms = Terms::new(VersionChoice::Newest);
         let broken = || Unwelcome::Closed(Some(io::ErrorKind::ConnectionReset.into()));
-        let mut check = |unwelcome: Option<Unwelcome>, expected: Version| {
-            match unwelcome {
-                Some(unwelcome) => _ = terms.refused(&url, unwelcome, who),
-                None => terms.taken(),
+        let closed = || Unwelcome::Closed(None);
+        let check = |steps: Vec<(Option<Unwelcome>, Version)>| {
+            let mut terms = Terms::new(VersionChoice::Newest);
+            for (number, (unwelcome, expected)) in steps.into_iter().enumerate() {
+                match unwelcome {
+                    Some(unwelcome) => _ = terms.refused(&url, unwelcome, who),
+                    None => {
+                        let before = terms.version;
+                        assert_eq!(terms.taken(), before == expected, "step {number}");
+                    }
+                }
+                assert_eq!(terms.version, expected, "step {number}");
             }
-            assert_eq!(terms.version, expected);
         };
-        check(Some(broken()), Version::V5);
-        check(None, Version::V5);
-        check(Some(broken()), Version::V5);
-        check(Some(broken()), Version::V3_1_1);
-        // First without the mark of a bridge, then in turns again.
-        check(Some(Unwelcome::Closed(None)), Version::V3_1_1);
-        check(Some(Unwelcome::Closed(None)), Version::V5);
-        check(Some(Unwelcome::Closed(None)), Version::V3_1_1);
+        let (older, newer) = (Version::V3_1_1, Version::V5);
+        // The line, or an upstream that starts up: once 5 was taken, nothing changes that.
+        for silent in [broken as fn() -> Unwelcome, closed] {
+            check(vec![(Some(silent()), older), (None, newer), (None, newer), (Some(silent()), newer)]);
+        }
+        // An old broker, with and without the mark of a bridge.
+        check(vec![(Some(closed()), older), (None, newer), (Some(closed()), older), (None, older)]);
+        // Nobody there who speaks MQTT: both take turns.
+        check(vec![(Some(closed()), older), (Some(closed()), older), (Some(closed()), newer), (Some(closed()), older)]);
     }
 }

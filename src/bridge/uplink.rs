@@ -19,13 +19,14 @@ use super::sas;
 use super::schedule::Window;
 use super::settings::{AddressOrder, Connection};
 use super::stream::{End, Ended, FAREWELL, Stream};
+use super::suspicion::Suspicion;
 use super::terms::Terms;
 use super::url::Url;
 use super::words::{Proof, Who};
 use super::{LOOK_AGAIN, Stop, Upstream, becomes_true};
 use crate::clock::UnixMillis;
 use crate::proto::mqtt::Version;
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, explain};
 
 /// How often a lazy upstream looks whether something waits. A session without connection has nobody to wake, and a
 /// connection that is made when needed is in no hurry.
@@ -91,6 +92,9 @@ struct Uplink<'a> {
     /// Index of the address after the one used last, where they take turns.
     next_address: usize,
     terms: Terms,
+    suspicion: Suspicion,
+    /// The session that is remembered there began with the connection that was left just now for a better version.
+    began_session: bool,
     /// Where the upstream was subscribed to in this process; 3.1.1 sends retained messages again for each SUBSCRIBE.
     subscribed: Vec<Url>,
     /// Where the last connection was.
@@ -142,6 +146,8 @@ impl<'a> Uplink<'a> {
             renew_at: None,
             next_address: 0,
             terms: Terms::new(upstream.settings.version),
+            suspicion: Suspicion::default(),
+            began_session: false,
             subscribed: Vec::new(),
             last: None,
             left_open: false,
@@ -231,7 +237,7 @@ impl<'a> Uplink<'a> {
             let url = &urls[index];
             self.next_address = index + 1;
             // What is learnt about an upstream narrows the choice each time; the bound is for one that contradicts itself.
-            for _ in 0..4 {
+            for _ in 0..8 {
                 match self.attempt(url).await {
                     Attempt::Asked => return None,
                     Attempt::Again => continue,
@@ -306,7 +312,7 @@ impl<'a> Uplink<'a> {
                 let (call, calls) = watch::channel(());
                 let first = self.main_address().filter(|first| *first != url);
                 stream.calls = first.map(|_| calls);
-                let Ended { end, subscribed, is_open } = tokio::select! {
+                let Ended { end, subscribed, is_open, fruitless } = tokio::select! {
                     ended = stream.run(transport, subscribe, &mut stop) => ended,
                     never = self.watch_for(first, &call) => match never {},
                 };
@@ -332,7 +338,13 @@ impl<'a> Uplink<'a> {
                         });
                         Attempt::Asked
                     }
-                    End::Lost(reason) => Attempt::Lost { reason, lasted: since.elapsed() },
+                    End::Lost(mut reason) => {
+                        self.suspicion.lost(fruitless);
+                        if let Some(advice) = self.suspicion.advice() {
+                            reason = format!("{reason}; {advice}");
+                        }
+                        Attempt::Lost { reason, lasted: since.elapsed() }
+                    }
                 }
             }
         }
@@ -404,11 +416,22 @@ impl<'a> Uplink<'a> {
         let greeted = match greet(&mut transport, options, left).await {
             Ok(greeted) => greeted,
             Err(unwelcome) => {
+                // Up to TLS 1.2 a server judges our certificate within the handshake; from 1.3 on it tells after it.
+                if let (Some(error), Some(tls)) = (unwelcome.cause(), &tls)
+                    && let Some(said) = explain::alert(error, tls.settings(), &url.host)
+                {
+                    return Err(Attempt::Failed(said));
+                }
                 return Err(self.terms.refused(url, unwelcome, who).map_or(Attempt::Again, Attempt::Failed));
             }
         };
-        self.terms.taken();
-        let greeted = self.meet(url, greeted, &mut transport).await?;
+        let mut greeted = self.meet(url, greeted, &mut transport).await?;
+        greeted.session_present &= !std::mem::take(&mut self.began_session);
+        if !self.terms.taken() {
+            self.began_session = !greeted.session_present;
+            take_leave(greeted, &mut transport).await;
+            return Err(Attempt::Again);
+        }
         let window = self.terms.window(greeted.client.limits().receive_maximum, &upstream.rules);
         let link = upstream
             .attach(window, Some(format!("{url} ({address})")))
@@ -424,7 +447,7 @@ impl<'a> Uplink<'a> {
         shared.condition.lock().version = Some(version);
         shared.enter(Phase::Connected, None);
         let subscribe = !session_present || !self.subscribed.contains(url) || self.terms.version == Version::V5;
-        let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link);
+        let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link, self.suspicion.first_window());
         // Equal addresses are those of one broker, and its session is the same at each.
         let main = self.main_address();
         stream.is_elsewhere = main.is_some() && self.last.as_ref() != Some(url);
@@ -450,7 +473,7 @@ impl<'a> Uplink<'a> {
     async fn meet<T>(
         &mut self,
         url: &Url,
-        mut greeted: Greeted<T>,
+        greeted: Greeted<T>,
         transport: &mut Box<dyn Transport>,
     ) -> Result<Greeted<T>, Attempt> {
         if !self.strangers.contains(url) {
@@ -467,9 +490,7 @@ impl<'a> Uplink<'a> {
             let name = &self.upstream.shared.name;
             warn!(upstream = name, %url, "the upstream knows a session that is not here any more; it is begun anew");
         }
-        let mut farewell = Vec::new();
-        greeted.client.disconnect(Instant::now().into_std(), &mut farewell);
-        let _ = timeout(FAREWELL, transport.write_all(&farewell)).await;
+        take_leave(greeted, transport).await;
         Err(Attempt::Again)
     }
 
@@ -488,4 +509,11 @@ impl<'a> Uplink<'a> {
         })?;
         Ok(opened.insert(Arc::new(tls)).clone())
     }
+}
+
+/// Ends a connection before anything was sent on it.
+async fn take_leave<T>(mut greeted: Greeted<T>, transport: &mut Box<dyn Transport>) {
+    let mut farewell = Vec::new();
+    greeted.client.disconnect(Instant::now().into_std(), &mut farewell);
+    let _ = timeout(FAREWELL, transport.write_all(&farewell)).await;
 }

@@ -19,6 +19,7 @@ use crate::bridge::{AddressOrder, Connection, Settings, VersionChoice, backoff};
 use crate::hub::{Priority, QueueLimits, WhenFull};
 use crate::message::QoS;
 use crate::secret::Secret;
+use crate::store;
 use crate::supervise::describe;
 
 words!(QoS, "a QoS", "0" => QoS::AtMostOnce, "1" => QoS::AtLeastOnce, "2" => QoS::ExactlyOnce);
@@ -72,13 +73,23 @@ impl Scalar for Proxy {
     }
 }
 
-pub(super) fn upstreams(table: &mut Table<'_>, gateway: &str) -> Vec<Settings> {
+pub(super) fn upstreams(table: &mut Table<'_>, gateway: &str, store: &store::Settings) -> Vec<Settings> {
     let mut names = Vec::new();
     let upstreams = table.list("upstreams", "Brokers to forward to; each has a queue of its own.", |table| {
         let name = table.value::<Name>("name", "Names the upstream; a new name starts with an empty queue.");
         let name = name.required_at();
         names.extend(name.as_ref().map(|name| (name.value.0.clone(), name.span)));
-        upstream(table, name.map(|name| (name.value.0, name.span)), gateway)
+        let settings = upstream(table, name.map(|name| (name.value.0, name.span)), gateway);
+        let queue = settings.as_ref().and_then(|settings| settings.queue);
+        if let (Some(place), Some(queue)) = (table.place_of("queue"), queue)
+            && queue.max_bytes > store.max_bytes
+        {
+            let report = Report::warning(place, "this queue may get larger than the database that keeps it");
+            let label = format!("`max_bytes` is {}", Size(queue.max_bytes).show());
+            let max_size = Size(store.max_bytes).show();
+            table.report(report.label(label).help(format!("raise `store.max_size`, which is {max_size}, or lower it")));
+        }
+        settings
     });
     table.cx.unique("upstreams", names.iter().map(|(name, place)| (name.as_str(), *place)));
     upstreams
@@ -154,6 +165,9 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         .value("max_packet_size", "The largest packet accepted from the broker.")
         .range(Size(1024)..=Size::mib(256))
         .or(Size(u64::from(defaults.max_packet_size)));
+    let meaning = "The largest packet sent to the broker, for one that cannot say itself what it takes; larger messages are dropped.";
+    let bridge_max_packet_size =
+        table.value("bridge_max_packet_size", meaning).range(Size(128)..=Size::mib(256)).optional();
     let max_hops = table
         .value("max_hops", "How many bridges a message may cross, this one included; more means it goes in circles.")
         .range(1..=u8::MAX)
@@ -186,6 +200,7 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
         max_rate,
         state_topic,
         max_packet_size: u32::try_from(max_packet_size.0).unwrap_or(u32::MAX),
+        bridge_max_packet_size: bridge_max_packet_size.map(|size: Size| u32::try_from(size.0).unwrap_or(u32::MAX)),
         max_hops,
         backoff,
     };

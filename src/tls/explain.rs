@@ -30,6 +30,14 @@ pub fn client_handshake(error: &io::Error, settings: &ClientSettings, host: &str
     }
 }
 
+/// Says what it means that the server ended a connection with an alert; `None` where `error` is something else.
+pub fn alert(error: &io::Error, settings: &ClientSettings, host: &str) -> Option<String> {
+    match error.get_ref()?.downcast_ref::<Error>()? {
+        Error::AlertReceived(alert) => Some(alert_received(*alert, settings, host)),
+        _ => None,
+    }
+}
+
 /// The server's certificate was not accepted by us.
 fn certificate(error: &CertificateError, settings: &ClientSettings, host: &str) -> String {
     let trusted = match &settings.ca {

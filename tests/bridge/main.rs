@@ -424,6 +424,44 @@ async fn what_the_upstream_cannot_take_is_sent_as_allowed_or_given_up_and_never_
 }
 
 #[tokio::test]
+async fn a_message_that_an_older_upstream_closes_the_connection_on_is_named_and_a_limit_gets_past_it() {
+    let peer = Peer::bind().await;
+    let directory = tempfile::tempdir().unwrap();
+    let older = Settings { version: VersionChoice::V3_1_1, ..settings(&peer) };
+    let mut gateway = Gateway::on(hub_on_disk(directory.path()), older.clone());
+    gateway.publish("devices/m/v", "first", QoS::AtLeastOnce).await;
+    gateway.publish("devices/m/v", &"x".repeat(500), QoS::AtLeastOnce).await;
+    gateway.publish("devices/m/v", "last", QoS::AtLeastOnce).await;
+    // Takes nothing above 100 bytes, and says so as 3.1.1 does. What it acknowledges just before does not arrive.
+    let mut acknowledges = false;
+    let mut largest = Vec::new();
+    while !gateway.reason().is_some_and(|reason| reason.contains("(511 bytes) waited for its acknowledgement")) {
+        let Some(mut connection) = peer.accept_within(QUIET).await else { continue };
+        connection.next().await;
+        connection.connack(true, ReasonCode::Success, &[]).await;
+        while let Got::Publish(publish) = connection.next().await {
+            largest.push(publish.payload.len());
+            match publish.payload.len() {
+                500 => break,
+                _ if acknowledges => connection.puback(publish.id, ReasonCode::Success).await,
+                _ => {}
+            }
+        }
+        // Alone on its connection, the first one is answered before anything can go wrong.
+        acknowledges = largest.iter().filter(|length| **length == 500).count() >= 2;
+    }
+    gateway.publish("devices/m/v", "later", QoS::AtLeastOnce).await;
+    let hub = gateway.stop().await;
+    let limited = Settings { bridge_max_packet_size: Some(100), ..older };
+    let gateway = Gateway::on(hub, limited);
+    let mut connection = peer.welcome(true, &[]).await;
+    assert_eq!(drain(&mut connection, "later").await, ["last", "later"]);
+    gateway.drained().await;
+    assert!(gateway.metric("fieldgate_upstream_messages_dropped_total{upstream=\"cloud\",reason=\"too_large\"} 1"));
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn a_message_the_upstream_refuses_is_counted_and_one_it_has_no_room_for_is_sent_again() {
     let peer = Peer::bind().await;
     let mut gateway = Gateway::start(settings(&peer));
@@ -450,6 +488,13 @@ async fn an_older_broker_is_spoken_to_in_its_version() {
         assert!(matches!(connection.next().await, Got::Connect { version: Version::V5, clean_start: false, .. }));
         if let Some(bytes) = answer {
             connection.send_bytes(bytes).await;
+        } else {
+            // Silence may mean anything: 3.1.1 is tried, and where it is taken, 5 once more.
+            drop(connection);
+            connection = peer.welcome(false, &[]).await;
+            assert_eq!(connection.next().await, Got::Disconnect(ReasonCode::Success));
+            connection = peer.accept().await;
+            assert!(matches!(connection.next().await, Got::Connect { version: Version::V5, .. }));
         }
         drop(connection);
         let mut connection = peer.accept().await;
@@ -477,6 +522,30 @@ async fn an_older_broker_is_spoken_to_in_its_version() {
     refuses(Some(b"\x20\x02\x00\x01")).await;
     refuses(Some(b"\x20\x03\x00\x84\x00")).await;
     refuses(None).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_silent_while_it_starts_up_is_not_taken_for_an_older_one() {
+    let peer = Peer::bind().await;
+    let gateway = Gateway::start(settings(&peer));
+    let asked = async |version| {
+        let mut connection = peer.accept().await;
+        assert!(matches!(connection.next().await, Got::Connect { version: asked, .. } if asked == version));
+        connection
+    };
+    drop(asked(Version::V5).await);
+    let mut connection = asked(Version::V3_1_1).await;
+    connection.connack(false, ReasonCode::Success, &[]).await;
+    assert_eq!(connection.next().await, Got::Disconnect(ReasonCode::Success));
+    let mut connection = asked(Version::V5).await;
+    connection.connack(true, ReasonCode::Success, &[]).await;
+    gateway.connected().await;
+    drop(connection);
+    // It takes 5: silence says nothing about that any more.
+    for _ in 0..3 {
+        drop(asked(Version::V5).await);
+    }
+    gateway.stop().await;
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 
 use super::peer::Peer;
-use super::{Gateway, settings};
+use super::{Gateway, settings, until};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 
@@ -93,6 +93,22 @@ async fn an_upstream_is_asked_for_by_name_and_protocol_and_shown_our_certificate
     assert_eq!(shown.server_name.as_deref(), Some("localhost"), "not the address that is connected to");
     assert_eq!(shown.alpn.as_deref(), Some("x-amzn-mqtt-ca"));
     assert!(shown.certificate.is_some());
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_our_certificate_after_the_handshake_is_not_taken_for_something_else() {
+    let authority = Authority::new();
+    let peer = Peer::bind_tls(Arc::new(authority.server())).await;
+    let tls = ClientSettings { identity: None, ..authority.client(&authority.issue("plant-7", DAY)) };
+    let gateway = Gateway::start(Settings { tls, ..settings(&peer) });
+    // Often enough to try other versions, if that were thought to help.
+    for _ in 0..3 {
+        assert!(peer.try_accept().await.is_err());
+    }
+    until("the reason is told", || gateway.reason().is_some()).await;
+    let reason = gateway.reason().unwrap();
+    assert!(reason.contains("asks for a client certificate; name it and its key in `tls.certificate`"), "{reason}");
     gateway.stop().await;
 }
 

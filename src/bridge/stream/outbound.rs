@@ -13,6 +13,7 @@ use crate::bridge::drain::{Note, Progress};
 use crate::bridge::marks;
 use crate::bridge::origin::Origin;
 use crate::bridge::rules::{Provenance, Retain, Rule, Unmapped};
+use crate::bridge::suspicion::Suspect;
 use crate::bridge::words;
 use crate::clock::UnixMillis;
 use crate::hub::{Delivery, Outbound};
@@ -198,7 +199,13 @@ impl Stream<'_> {
         }
         match delivery.packet_id {
             Some(packet_id) if sent.qos == QoS::AtMostOnce => self.encoded.lowered.push(packet_id),
-            Some(_) => self.window.sent(now),
+            Some(packet_id) => {
+                self.window.sent(now);
+                if self.first.is_none() {
+                    let (topic, bytes) = (message.topic.to_string(), message.size());
+                    self.first = Some(Suspect { topic, bytes, packet_id: packet_id.get() });
+                }
+            }
             None => _ = counters.sent.fetch_add(1, Ordering::Relaxed),
         }
         if rule.provenance != Provenance::Omit && !has_origin {

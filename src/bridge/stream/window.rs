@@ -2,9 +2,6 @@
 
 use std::time::Instant;
 
-/// How many messages are sent on a new connection before the first acknowledgement.
-const FIRST_WINDOW: usize = 32;
-
 /// What was sent and what came back for it.
 ///
 /// The window opens as acknowledgements come: a line that keeps breaking before a whole window is through would
@@ -15,13 +12,16 @@ pub struct Window {
     /// How many may wait.
     size: usize,
     pub acknowledged_at: Instant,
+    /// Whether anything was acknowledged.
+    pub is_fruitful: bool,
     /// When a message or an acknowledgement last crossed, either way.
     pub crossed_at: Instant,
 }
 
 impl Window {
-    pub fn new(now: Instant) -> Self {
-        Self { unacknowledged: 0, size: FIRST_WINDOW, acknowledged_at: now, crossed_at: now }
+    /// One that begins with `size` messages.
+    pub fn new(size: usize, now: Instant) -> Self {
+        Self { unacknowledged: 0, size, acknowledged_at: now, is_fruitful: false, crossed_at: now }
     }
 
     pub fn sent(&mut self, now: Instant) {
@@ -33,6 +33,7 @@ impl Window {
 
     pub fn acknowledged(&mut self, now: Instant) {
         self.acknowledged_at = now;
+        self.is_fruitful = true;
         self.crossed_at = now;
         self.unacknowledged = self.unacknowledged.saturating_sub(1);
         self.size = (self.size + 1).min(usize::from(u16::MAX));

@@ -37,6 +37,8 @@ pub struct Options {
     pub receive_maximum: u16,
     /// Of inbound packets, in bytes.
     pub max_packet_size: u32,
+    /// Of our PUBLISH packets, in bytes; the server may allow less (5.0).
+    pub max_sent_packet_size: u32,
     /// How many topic aliases the server may set (5.0).
     pub topic_alias_maximum: u16,
     /// How long the server may take to answer a CONNECT, SUBSCRIBE or PINGREQ.
@@ -58,6 +60,7 @@ impl Options {
             will: None,
             receive_maximum: 1024,
             max_packet_size: MAX_PACKET_BYTES,
+            max_sent_packet_size: MAX_PACKET_BYTES,
             topic_alias_maximum: 10,
             answer_timeout: Duration::from_secs(20),
         }
@@ -170,7 +173,7 @@ impl<R> Client<R> {
         let inbound = Inbound::new(options.receive_maximum, options.topic_alias_maximum);
         let limits = ServerLimits {
             receive_maximum: u16::MAX,
-            max_packet_size: MAX_PACKET_BYTES,
+            max_packet_size: options.max_sent_packet_size,
             maximum_qos: QoS::ExactlyOnce,
             retain_available: true,
             topic_alias_maximum: 0,
@@ -327,7 +330,9 @@ impl<R> Client<R> {
                 Property::ReceiveMaximum(maximum) => limits.receive_maximum = maximum.get(),
                 Property::MaximumQoS(qos) => limits.maximum_qos = qos,
                 Property::RetainAvailable(available) => limits.retain_available = available,
-                Property::MaximumPacketSize(size) => limits.max_packet_size = size.get(),
+                Property::MaximumPacketSize(size) => {
+                    limits.max_packet_size = size.get().min(self.options.max_sent_packet_size);
+                }
                 Property::AssignedClientIdentifier(id) => limits.assigned_client_id = Some(id.into()),
                 Property::TopicAliasMaximum(maximum) => limits.topic_alias_maximum = maximum,
                 Property::WildcardSubscriptionAvailable(available) => limits.wildcard_subscriptions = available,
