@@ -123,14 +123,14 @@ fn read(table: &mut Table<'_>) -> Option<Config> {
     let mut names = claims::Names::default();
     let config = Config {
         log,
-        store,
         listeners,
         mqttsn: mqttsn::mqttsn(table),
         buses: modbus::buses(table, &mut names),
         serial: serial::ports(table, &mut names),
         translators: translators::translators(table, &mut names),
         plugins: plugins::programs(table, &mut names),
-        upstreams: upstreams::upstreams(table, &name),
+        upstreams: upstreams::upstreams(table, &name, &store),
+        store,
         web: web::web(table, !access.users.is_empty()),
         hub: hub::Settings { limits: hub::Limits { max_age, ..limits }, access },
         name,

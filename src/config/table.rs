@@ -663,7 +663,9 @@ pub(super) fn did_you_mean<'w>(given: &str, known: &[&'w str]) -> Option<&'w str
     let given_bare = bare(given);
     let allowed = (given_bare.chars().count() / 3).clamp(1, 3);
     let scored = known.iter().map(|word| (edit_distance(&given_bare, &bare(word)), *word));
-    scored.filter(|(distance, _)| *distance <= allowed).min_by_key(|(distance, _)| *distance).map(|(_, word)| word)
+    // Something of what was written must be left: `3` is no slip of `0`.
+    let is_slip = |distance: usize| distance <= allowed && distance < given_bare.chars().count();
+    scored.filter(|(distance, _)| is_slip(*distance)).min_by_key(|(distance, _)| *distance).map(|(_, word)| word)
 }
 
 /// Insertions, deletions, changes and swaps of neighbours that lead from `a` to `b` (optimal string alignment).

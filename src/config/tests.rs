@@ -586,6 +586,24 @@ error: `key` needs its `certificate`
 }
 
 #[test]
+fn what_one_upstream_lacks_is_a_warning_and_the_gateway_starts() {
+    let yaml = "upstreams: [ { name: c, url: mqtts://h, out: [ { filter: '#' } ], tls: { ca: /no/such.pem }, \
+                queue: { max_bytes: 5GiB } } ]";
+    let reports = load_text(yaml.as_bytes()).unwrap().warnings.reports;
+    let said: Vec<_> = reports.iter().map(|report| (report.message.as_str(), report.label.as_str())).collect();
+    assert!(said[0].0.contains("TLS files") && said[0].1.starts_with("cannot read /no/such.pem"), "{said:?}");
+    assert_eq!(said[1], ("this queue may get larger than the database that keeps it", "`max_bytes` is 5GiB"));
+    assert_eq!(reports[1].help.as_deref(), Some("raise `store.max_size`, which is 1GiB, or lower it"));
+}
+
+#[test]
+fn a_word_of_which_nothing_is_left_is_no_slip() {
+    let known = ["0", "1", "newest"];
+    let meant = ["3", "newst", "x"].map(|given| super::table::did_you_mean(given, &known));
+    assert_eq!(meant, [None, Some("newest"), None]);
+}
+
+#[test]
 fn the_longest_wait_between_attempts_is_not_below_the_shortest() {
     let load = |backoff: &str| {
         load_text(

@@ -57,7 +57,9 @@ pub(super) fn client(table: &mut Table<'_>) -> ClientSettings {
     };
     let has_files = settings.ca.is_some() || settings.identity.is_some();
     if let Some(error) = has_files.then(|| ClientTls::open(settings.clone()).err()).flatten() {
-        table.report(Report::error(table.place, "these TLS files cannot be used").label(describe(&error)));
+        // One upstream's certificate is no reason for all of the gateway not to start: it is tried again and again.
+        let report = Report::warning(table.place, "these TLS files cannot be used").label(describe(&error));
+        table.report(report.help("the gateway starts, and this upstream connects once they can be used"));
     }
     settings
 }
