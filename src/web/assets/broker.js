@@ -1,7 +1,7 @@
 // The broker: how much goes through, who is connected, what waits for whom.
 
 import { levelChart } from './charts.js';
-import { arrange, bytes, duration, emptyState, explain, h, healthBadge, number, plural, rate, setAttribute, setText } from './dom.js';
+import { arrange, bytes, duration, emptyState, explain, h, healthBadge, number, plural, rate, setAttribute, setProse, setText } from './dom.js';
 import { showFacts } from './overview.js';
 import { now, on, request, state } from './store.js';
 
@@ -150,7 +150,7 @@ function listenerTable() {
         }
         const { badge, facts, reason } = rows.get(component.name);
         badge.update(component.health);
-        setText(reason, component.reason ?? '');
+        setProse(reason, component.reason ?? '');
         showFacts(facts, component.facts);
       }
       arrange(body, all.map(({ name }) => rows.get(name).item));

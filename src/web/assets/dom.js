@@ -26,6 +26,15 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// As `setText`, with what stands between backticks set as code.
+export function setProse(element, text) {
+  const parts = text.split('`');
+  if (parts.length % 2 === 0) setText(element, text);
+  else if (element.textContent !== parts.join('')) {
+    element.replaceChildren(...parts.map((part, index) => index % 2 ? h('code', {}, part) : part));
+  }
+}
+
 export function setAttribute(element, name, value) {
   if (value === null || value === false) element.removeAttribute(name);
   else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value);
@@ -77,7 +86,7 @@ export function mark() {
 }
 
 const HEALTH = {
-  good: 'Good', degraded: 'Needs attention', down: 'Down', paused: 'Cut', starting: 'Starting', unknown: 'Unknown',
+  good: 'Good', degraded: 'Needs attention', down: 'Down', paused: 'Not connected', starting: 'Starting', unknown: 'Unknown',
 };
 
 export const healthWord = (health) => HEALTH[health] ?? health;

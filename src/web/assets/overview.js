@@ -2,7 +2,7 @@
 
 import { levelChart, sparkline } from './charts.js';
 import {
-  age, arrange, bytes, duration, emptyState, explain, h, healthBadge, healthWord, icon, moment, number, plural, rate, setAttribute, setIcon, setText,
+  age, arrange, bytes, duration, emptyState, explain, h, healthBadge, healthWord, icon, moment, number, plural, rate, setAttribute, setIcon, setProse, setText,
 } from './dom.js';
 import { now, on, request, state } from './store.js';
 
@@ -91,7 +91,7 @@ const RESTING = { idle: 'Idle', scheduled: 'Outside its hours' };
 
 function uplink(name) {
   let doing = 'starting', byHand = false;
-  const words = () => ({ good: 'Connected', down: 'No connection', starting: 'Connecting', paused: RESTING[doing] ?? (byHand ? 'Not connected' : undefined) });
+  const words = () => ({ good: 'Connected', down: 'No connection', starting: 'Connecting', paused: RESTING[doing] ?? (byHand ? 'Not connected' : 'Cut') });
   const badge = healthBadge('starting', (health) => words()[health] ?? healthWord(health));
   const mark = icon('cut');
   const label = h('span', {}, 'Cut uplink');
@@ -141,7 +141,7 @@ function uplink(name) {
       setText(label, `${offer} uplink`);
       setAttribute(button, 'aria-label', `${offer} uplink ${name}`);
       button.classList.toggle('primary', paused);
-      setText(reason, paused && !byHand ? 'Cut by hand. Messages are kept here until the uplink is restored.' : status?.reason ?? '');
+      setProse(reason, paused && !byHand ? 'Cut by hand. Messages are kept here until the uplink is restored.' : status?.reason ?? '');
       setText(waiting, number(queue.messages));
       setText(outlook, expect(upstream));
       setText(room, roomFor(queue));
@@ -178,7 +178,7 @@ export function showFacts(list, facts) {
   facts.forEach(([label, value], index) => {
     const [term, text] = list.children[index].children;
     setText(term, label);
-    setText(text, readable(label, value));
+    setProse(text, readable(label, value));
   });
 }
 
@@ -241,7 +241,8 @@ function row() {
     update(item) {
       setIcon(mark, item.health);
       setAttribute(element, 'data-health', item.health);
-      for (const name of ['title', 'note', 'text']) setText(parts[name], item[name]);
+      for (const name of ['title', 'note']) setText(parts[name], item[name]);
+      setProse(parts.text, item.text);
     },
   };
 }
