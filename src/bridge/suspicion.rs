@@ -8,9 +8,9 @@
 /// How many messages are sent on a new connection before the first acknowledgement.
 const FIRST_WINDOW: usize = 32;
 /// After how many fruitless connections messages go one by one.
-const ONE_BY_ONE: u32 = 2;
+const ONE_BY_ONE: u32 = 3;
 /// After how many the first message is named.
-const NAMED: u32 = 3;
+const NAMED: u32 = 4;
 
 /// A message that was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +68,11 @@ mod tests {
             suspicion.advice()
         };
         check(suspect(1), FIRST_WINDOW, false);
+        check(suspect(1), FIRST_WINDOW, false);
         check(suspect(1), 1, false);
         let said = check(suspect(1), 1, true).unwrap();
-        assert!(said.contains("the last 3 connections ended while the message on `a/b` (412 bytes) waited"), "{said}");
+        assert!(said.contains("the last 4 connections ended while the message on `a/b` (412 bytes) waited"), "{said}");
+        check(suspect(2), FIRST_WINDOW, false);
         check(suspect(2), FIRST_WINDOW, false);
         check(suspect(2), 1, false);
         check(None, FIRST_WINDOW, false);
