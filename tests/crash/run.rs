@@ -259,7 +259,8 @@ fn run_in(directory: &Path, plan: &Plan) -> Verdict {
     assert!(!acknowledged.is_empty());
     let mut verdict = Verdict::new(&shared, &run.faults, &acknowledged, &excuses);
     if !shared.may_forget {
-        verdict.findings.extend(contradiction(&record, &verdict, plan.subscriber_queue.is_some()));
+        let may_miss = plan.subscriber_queue.is_some() || plan.faults.contains(&Fault::Disk);
+        verdict.findings.extend(contradiction(&record, &verdict, may_miss));
     }
     println!(
         "{verdict}\nseed {}, {:?} upstream, {} link: {}",
