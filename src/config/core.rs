@@ -123,6 +123,15 @@ pub(super) fn store(table: &mut Table<'_>) -> (store::Settings, Option<Duration>
                 .range(1..=1_000_000_000_000)
                 .optional()
                 .unwrap_or(defaults.max_messages),
+            reserve_bytes: table
+                .value(
+                    "reserve",
+                    "Room on the disk that a file holds for when it is full, so that what is delivered can be removed; 0B \
+                     for none, and never more than a sixteenth of the disk.",
+                )
+                .range(Size(0)..=Size::mib(1024))
+                .or(Size(defaults.reserve_bytes))
+                .0,
             ..defaults
         };
         let max_age = table

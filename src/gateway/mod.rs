@@ -79,9 +79,13 @@ impl Gateway {
     /// [`BindError`].
     pub async fn bind(config: Config, clock: Clock, log: LogRing) -> Result<Self, BindError> {
         let directory = config.store.directory.display().to_string();
-        let opened = Store::bind(config.store.clone(), clock.clone())
-            .map_err(|source| BindError::Store { directory, source })?;
-        let hub = Hub::new(config.hub.clone(), clock.clone(), Some(opened))?;
+        let hub = match Store::bind(config.store.clone(), clock.clone()) {
+            Ok(opened) => Hub::new(config.hub.clone(), clock.clone(), Some(opened))?,
+            Err(problem) if problem.may_pass() => {
+                Hub::waiting(config.hub.clone(), clock.clone(), config.store.clone(), &problem)?
+            }
+            Err(source) => return Err(BindError::Store { directory, source }),
+        };
         let handle = Arc::new(Handle::new(config.name.as_str().into(), clock, hub, log));
         let mut bound = Vec::new();
         for part in part::parts(&config) {

@@ -1,5 +1,7 @@
 //! One attached connection's hold on its session.
 
+mod inbound;
+
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -18,8 +20,10 @@ use super::session::{Attachment, Fate, Session, SessionExpiry, State, Subscribed
 use super::{Hub, Outbound, PacketId, Priority, RetainHandling, SubscribeOptions, Will, WillDue};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
-use crate::store::{Due, Op, Receipt, ReceiptState};
+use crate::store::{Due, Line, Op, Receipt};
 use crate::topic::{SharedFilter, TopicName};
+
+pub use inbound::Released;
 
 /// A connection attached to its session. Dropping it is losing the connection: the will fires.
 ///
@@ -40,6 +44,8 @@ pub struct Link {
     handshakes: Vec<Op>,
     ops: Vec<Op>,
     accepted: u64,
+    /// See [`Link::keep_in_line`].
+    line: Option<Arc<Line>>,
     /// When the first message of the batch was accepted: the clock is asked once a batch, not once a message.
     batch_began: Option<UnixMillis>,
 }
@@ -93,15 +99,10 @@ pub enum Refusal {
     NotAuthorized,
     #[error("a receiver's queue is full and configured to refuse what it cannot keep")]
     QuotaExceeded,
-}
-
-/// An inbound QoS 2 message was released (PUBREL).
-#[derive(Clone, Debug)]
-pub struct Released {
-    /// False for an identifier that was not in use (MQTT 5.0 reason code 0x92).
-    pub known: bool,
-    /// What PUBCOMP waits for.
-    pub receipt: Option<Arc<Receipt>>,
+    #[error("a message before it could not be kept, and its publisher has not been told yet")]
+    Behind,
+    #[error("the store cannot be used yet, and may hold sessions that are to get the message")]
+    StoreUnavailable,
 }
 
 /// A subscription that was made.
@@ -187,6 +188,7 @@ impl Link {
             handshakes: Vec::new(),
             ops: Vec::new(),
             accepted: 0,
+            line: None,
             batch_began: None,
         }
     }
@@ -235,6 +237,9 @@ impl Link {
             return self.refuse(publish.qos, publish.packet_id, Refusal::NotAuthorized);
         }
         let (topic, targets) = (route.topic.clone(), route.targets.clone());
+        if publish.qos != QoS::AtMostOnce && self.hub.awaits_store() {
+            return self.refuse(publish.qos, publish.packet_id, Refusal::StoreUnavailable);
+        }
         let accepted_at = match self.batch_began {
             Some(began) => began,
             None => *self.batch_began.insert(self.hub.now()),
@@ -261,7 +266,14 @@ impl Link {
         let promised = targets.rejecting || journaled && self.hub.store().is_some();
         let mut receipt = None;
         if publish.qos != QoS::AtMostOnce && promised {
-            let pending = Receipt::new(self.session.signal.clone());
+            let signal = self.session.signal.clone();
+            let pending = match &self.line {
+                Some(line) if line.is_broken() => {
+                    return self.refuse(publish.qos, publish.packet_id, Refusal::Behind);
+                }
+                Some(line) => Receipt::in_line(line.clone(), signal),
+                None => Receipt::new(signal),
+            };
             // Held until the flush has added everything that the receipt is for.
             pending.add();
             receipt = Some(pending);
@@ -279,58 +291,6 @@ impl Link {
             _ => self.runs.push(Run { targets, messages: vec![(message, receipt.clone())] }),
         }
         receipt.map_or(Outcome::Done { matched }, Outcome::Pending)
-    }
-
-    /// A refusal, unless this repeats a QoS 2 message that was accepted: that is the same message still, whatever has
-    /// changed since. Told otherwise, its sender would use the identifier for a new message, which would be lost.
-    fn refuse(&self, qos: QoS, packet_id: Option<PacketId>, refusal: Refusal) -> Outcome {
-        let state = self.session.state.lock();
-        let earlier = packet_id.filter(|_| qos == QoS::ExactlyOnce).and_then(|id| state.inbound.get(&id.get()));
-        earlier.map_or(Outcome::Refused(refusal), |receipt| answer_again(receipt.as_ref()))
-    }
-
-    /// Notes the identifier of an inbound QoS 2 message; for one that was already accepted, how to answer it again.
-    fn repeated(&mut self, packet_id: PacketId, receipt: Option<&Arc<Receipt>>) -> Option<Outcome> {
-        let id = packet_id.get();
-        let mut state = self.session.state.lock();
-        // One that could not be kept was never accepted. Its connection may have been closed before the failure was seen.
-        let has_failed = |earlier: &Arc<Receipt>| earlier.state() == ReceiptState::Failed;
-        if let Some(earlier) = state.inbound.get(&id)
-            && !earlier.as_ref().is_some_and(has_failed)
-        {
-            return Some(answer_again(earlier.as_ref()));
-        }
-        state.inbound.insert(id, receipt.cloned());
-        if self.session.durable {
-            if let Some(receipt) = receipt {
-                receipt.add();
-            }
-            let op = Op::AddInbound { session: self.session.id, packet_id: id, receipt: receipt.cloned() };
-            self.ops.push(op);
-        }
-        None
-    }
-
-    /// A repeated QoS 2 message, if it were one, must not be accepted again although its first acknowledgement failed:
-    /// forgets the identifier so that the peer's next try counts as new.
-    pub fn forget_inbound(&mut self, packet_id: PacketId) {
-        let mut state = self.session.state.lock();
-        if state.inbound.remove(&packet_id.get()).is_some() && self.session.durable {
-            let op = Op::RemoveInbound { session: self.session.id, packet_id: packet_id.get(), receipt: None };
-            submit(self.hub.store(), &mut vec![op], Due::Soon);
-        }
-    }
-
-    /// The peer has lost its session: the QoS 2 identifiers it used before mean nothing any more, and what comes under
-    /// them now is new.
-    pub fn forget_all_inbound(&mut self) {
-        let mut state = self.session.state.lock();
-        let durable = self.session.durable;
-        let mut ops = Vec::new();
-        for (packet_id, _) in state.inbound.drain().filter(|_| durable) {
-            ops.push(Op::RemoveInbound { session: self.session.id, packet_id, receipt: None });
-        }
-        submit(self.hub.store(), &mut ops, Due::Soon);
     }
 
     /// The session's subscriptions.
@@ -384,26 +344,6 @@ impl Link {
         let known = self.state().is_none_or(|mut state| state.queue.complete(packet_id, &mut ops));
         self.handshakes = ops;
         known
-    }
-
-    /// PUBREL: the peer has released the identifier of its QoS 2 message.
-    pub fn released(&mut self, packet_id: PacketId) -> Released {
-        self.flush_runs();
-        let mut state = self.session.state.lock();
-        let known = state.inbound.remove(&packet_id.get()).is_some();
-        let mut receipt = None;
-        if known && self.session.durable {
-            let pending = Receipt::new(self.session.signal.clone());
-            pending.add();
-            let op = Op::RemoveInbound {
-                session: self.session.id,
-                packet_id: packet_id.get(),
-                receipt: Some(pending.clone()),
-            };
-            submit(self.hub.store(), &mut vec![op], Due::Now);
-            receipt = Some(pending);
-        }
-        Released { known, receipt }
     }
 
     /// Routes what was published and acknowledged since the last flush. Returns whom to wait for before reading more.
@@ -679,14 +619,6 @@ impl Link {
         let state = self.session.state.lock();
         let mine = state.attached.as_ref().is_some_and(|attached| attached.number == self.attachment.number);
         mine.then_some(state)
-    }
-}
-
-/// How to answer the repetition of a QoS 2 message whose first answer waits, or waited, for `receipt`.
-fn answer_again(receipt: Option<&Arc<Receipt>>) -> Outcome {
-    match receipt {
-        Some(receipt) if receipt.state() != ReceiptState::Done => Outcome::Pending(receipt.clone()),
-        _ => Outcome::Done { matched: true },
     }
 }
 

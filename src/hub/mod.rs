@@ -23,7 +23,7 @@ mod sys;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -33,7 +33,7 @@ use tracing::{info, warn};
 
 use crate::clock::{Clock, UnixMillis};
 use crate::message::Message;
-use crate::store::{Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
+use crate::store::{self, Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
 use crate::topic::SharedFilter;
 use access::{Access, Identity};
 use delivery::{Estate, Subscriber};
@@ -55,6 +55,8 @@ pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, W
 pub enum AttachError {
     #[error("the gateway keeps as many sessions as `limits.max_sessions` allows")]
     TooManySessions,
+    #[error("the store cannot be used yet: only new sessions that end with their connection are served")]
+    StoreUnavailable,
 }
 
 /// Why the hub cannot take up what the store holds.
@@ -67,8 +69,21 @@ pub struct RestoreError(#[from] crate::store::ReadError);
 const RESTART_GRACE: Duration = Duration::from_secs(60);
 const SLEEPER_GRACE: Duration = Duration::from_secs(3600);
 
+/// Sessions that begin while it is not known which ones are stored have numbers from here on, as none of those has: they
+/// are not journaled.
+const FIRST_UNSTORED: u64 = 1 << 62;
+
 /// Client ids are unique within a face.
 type SessionKey = (Face, Arc<str>);
+
+/// Whether it is known what the store holds.
+#[derive(Debug, Default)]
+struct Readiness {
+    /// Its disk cannot be used yet.
+    awaits_store: AtomicBool,
+    /// What it holds is being taken up; no session begins meanwhile.
+    takes_up: AtomicBool,
+}
 
 /// A handle to the hub; every clone is the same hub.
 #[derive(Clone, Debug)]
@@ -79,6 +94,7 @@ struct Shared {
     limits: Limits,
     clock: Clock,
     store: Option<Store>,
+    readiness: Readiness,
     memory: Arc<Memory>,
     admission: Arc<Admission>,
     access: RwLock<Arc<Access>>,
@@ -111,13 +127,81 @@ impl Hub {
             })?;
             running = Some(opened.run()?);
         }
-        let next_session = sessions.iter().map(|session| session.record.id.0 + 1).max().unwrap_or(1);
-        let hub = Self(Arc::new(Shared {
+        let next_session = after(&sessions);
+        let hub = Self::make(settings, clock, running, retained, next_session);
+        for stored in sessions {
+            if let Some(estate) = hub.restore(stored) {
+                hub.settle(estate);
+            }
+        }
+        Ok(hub)
+    }
+
+    /// A hub whose store cannot be opened for `problem`, for as long as that lasts. It serves what needs no disk: QoS 0,
+    /// and sessions that are new and end with their connection. It is not known which stored session wants a message of
+    /// QoS 1 or 2, so none is accepted.
+    ///
+    /// # Errors
+    /// As [`Store::wait`].
+    pub fn waiting(
+        settings: Settings,
+        clock: Clock,
+        store: store::Settings,
+        problem: &store::OpenError,
+    ) -> Result<Self, RestoreError> {
+        let (sender, take_up) = std::sync::mpsc::channel::<store::TakeUp>();
+        let store = Store::wait(store, clock.clone(), problem, take_up)?;
+        let hub = Self::make(settings, clock, Some(store), Retained::default(), FIRST_UNSTORED);
+        hub.0.readiness.awaits_store.store(true, Ordering::SeqCst);
+        let weak = Arc::downgrade(&hub.0);
+        let taken_up = sender.send(Box::new(move |contents| {
+            if let Some(shared) = weak.upgrade() {
+                Self(shared).take_up(contents);
+            }
+        }));
+        taken_up.expect("the store's thread waits for it");
+        Ok(hub)
+    }
+
+    /// Goes on from what a store holds that could not be opened before.
+    fn take_up(&self, contents: store::Contents) {
+        {
+            let _nobody_attaches = self.0.sessions.lock();
+            self.0.readiness.takes_up.store(true, Ordering::SeqCst);
+        }
+        {
+            let mut retained = self.0.retained.write();
+            for message in contents.retained {
+                // What was published meanwhile is newer.
+                if !retained.contains(message.topic.as_str()) {
+                    retained.set(Arc::new(message));
+                }
+            }
+        }
+        self.0.next_session.store(after(&contents.sessions), Ordering::SeqCst);
+        for stored in contents.sessions {
+            let face = Face::from_number(stored.record.face);
+            let key = face.map(|face| (face, stored.record.client_id.clone()));
+            // A client that began a new session has ended this one.
+            if key.is_some_and(|key| self.0.sessions.lock().contains_key(&key)) {
+                submit(self.store(), &mut vec![Op::DropSession(stored.record.id)], Due::Soon);
+            } else if let Some(estate) = self.restore(stored) {
+                self.settle(estate);
+            }
+        }
+        self.changed();
+        self.0.readiness.awaits_store.store(false, Ordering::SeqCst);
+        self.0.readiness.takes_up.store(false, Ordering::SeqCst);
+    }
+
+    fn make(settings: Settings, clock: Clock, store: Option<Store>, retained: Retained, next_session: u64) -> Self {
+        Self(Arc::new(Shared {
             memory: Memory::new(settings.limits.max_queue_memory),
             admission: Admission::new(settings.limits.addresses.clone(), settings.limits.max_connections),
             limits: settings.limits,
             clock,
-            store: running,
+            store,
+            readiness: Readiness::default(),
             access: RwLock::new(Arc::new(Access::new(settings.access))),
             routes: RwLock::default(),
             version: AtomicU64::new(1),
@@ -127,13 +211,7 @@ impl Hub {
             next_attachment: AtomicU64::new(1),
             counters: Counters::default(),
             traffic: Mutex::default(),
-        }));
-        for stored in sessions {
-            if let Some(estate) = hub.restore(stored) {
-                hub.settle(estate);
-            }
-        }
-        Ok(hub)
+        }))
     }
 
     /// Takes up a session as it was stored; returns what an older one of the same client has left, which had ended but
@@ -206,6 +284,11 @@ impl Hub {
         self.0.store.as_ref()
     }
 
+    /// Whether it is not known yet what the store holds.
+    fn awaits_store(&self) -> bool {
+        self.0.readiness.awaits_store.load(Ordering::Acquire)
+    }
+
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
@@ -244,13 +327,20 @@ impl Hub {
     /// is told to close.
     ///
     /// # Errors
-    /// [`AttachError::TooManySessions`] when a new session would go over `max_sessions`.
+    /// [`AttachError::TooManySessions`] when a new session would go over `max_sessions`;
+    /// [`AttachError::StoreUnavailable`] while it is not known what is stored, for sessions that may be.
     pub fn attach(&self, mut request: Attach) -> Result<Link, AttachError> {
         let now = self.now();
         let key = (request.face, request.client_id.clone());
         let mut wills = Vec::new();
         let mut estate = Estate::default();
         let mut sessions = self.0.sessions.lock();
+        if self.awaits_store() {
+            let may_be_stored = !request.clean_start || request.expiry != SessionExpiry::OnDetach;
+            if may_be_stored || self.0.readiness.takes_up.load(Ordering::SeqCst) {
+                return Err(AttachError::StoreUnavailable);
+            }
+        }
         let mut resumed = None;
         if let Some(known) = sessions.get(&key).cloned() {
             let mut state = known.state.lock();
@@ -554,7 +644,9 @@ impl Hub {
             return false;
         }
         let change = retained.set(message.clone());
-        if self.0.store.is_none() || message.topic.is_reserved() || change == Change::Nothing {
+        // What is not known yet may be there to be removed.
+        let is_moot = change == Change::Nothing && !self.awaits_store();
+        if self.0.store.is_none() || message.topic.is_reserved() || is_moot {
             return true;
         }
         if let Some(receipt) = receipt {
@@ -585,6 +677,11 @@ impl Hub {
     fn retained_for(&self, filter: &SharedFilter) -> Vec<Arc<Message>> {
         self.0.retained.read().matching(&filter.filter, self.now())
     }
+}
+
+/// The number of the first session after those that are stored.
+fn after(sessions: &[StoredSession]) -> u64 {
+    sessions.iter().map(|session| session.record.id.0 + 1).max().unwrap_or(1)
 }
 
 /// Whether a lost connection's will must be published.

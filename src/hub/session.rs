@@ -13,7 +13,7 @@ use super::access::{Identity, Rights};
 use super::expiry::Episode;
 use super::memory::{Account, Memory};
 use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits, WhenFull};
-use super::{Attach, Counters, SubscribeOptions, Will};
+use super::{Attach, Counters, PacketId, SubscribeOptions, Will};
 use crate::clock::UnixMillis;
 use crate::message::QoS;
 use crate::signal::Signal;
@@ -179,6 +179,13 @@ impl State {
     /// To be called when messages may have come into the queue's memory or left it.
     pub fn settle(&mut self) {
         self.account.settle(self.queue.held());
+    }
+
+    /// What the PUBREC of an inbound QoS 2 message waits for; `None` where no message was accepted under this identifier.
+    /// One that could not be kept was not: when it comes again it is new.
+    pub fn inbound_of(&self, id: PacketId) -> Option<&Option<Arc<Receipt>>> {
+        let is_failed = |receipt: &Arc<Receipt>| receipt.state() == ReceiptState::Failed;
+        self.inbound.get(&id.get()).filter(|receipt| !receipt.as_ref().is_some_and(is_failed))
     }
 
     /// How long the session has been without a connection.

@@ -132,6 +132,7 @@ impl Connection {
     /// Writes the acknowledgements whose receipts are done.
     pub(super) fn flush_acks(&mut self, output: &mut Output) -> Result<(), End> {
         if self.server.acks().is_empty() {
+            self.link.iter().for_each(Link::mend_line);
             return Ok(());
         }
         let was_behind = self.server.is_behind();
@@ -147,6 +148,9 @@ impl Connection {
             }
         };
         self.server.flush_acks(state, failed, &mut output.bytes).map_err(End::Protocol)?;
+        if let (true, Some(link)) = (self.server.acks().is_empty(), &self.link) {
+            link.mend_line();
+        }
         if was_behind && !self.server.is_behind() {
             self.catch_up();
         }
@@ -242,6 +246,8 @@ fn answer_publish(
                 Refusal::NotAuthorized => (ReasonCode::NotAuthorized, NOT_AUTHORIZED),
                 Refusal::TopicInvalid => (ReasonCode::TopicNameInvalid, "the topic name is not accepted"),
                 Refusal::QuotaExceeded => (ReasonCode::QuotaExceeded, "a receiver's queue is full"),
+                Refusal::StoreUnavailable => (ReasonCode::QuotaExceeded, "the store cannot be used yet"),
+                Refusal::Behind => (ReasonCode::QuotaExceeded, "a message before it could not be kept"),
             };
             if !is_5 {
                 return Err(ProtocolError { reason, what });

@@ -65,12 +65,17 @@ pub(super) async fn log_in(
         version: Some(version.name()),
         queue: None,
     };
-    let link = hub.attach(attach).map_err(|error| match error {
+    let mut link = hub.attach(attach).map_err(|error| match error {
         AttachError::TooManySessions => {
             info!(listener = shared.name, peer, "login refused: {error}");
             Refused { reason: ReasonCode::QuotaExceeded, what: "the gateway keeps as many sessions as it may" }
         }
+        AttachError::StoreUnavailable => {
+            info!(listener = shared.name, peer, "login refused: {error}");
+            Refused { reason: ReasonCode::ServerUnavailable, what: "the gateway's store cannot be used yet" }
+        }
     })?;
+    link.keep_in_line();
     debug!(listener = shared.name, peer, client = &**link.client_id(), version = version.name(), "client connected");
     let most = hub.limits().max_session_expiry.map(|most| most.max(Duration::from_secs(1)));
     let expiry = match (expiry, most) {

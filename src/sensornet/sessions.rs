@@ -353,7 +353,7 @@ fn refusal_code(refusal: Refusal) -> ReturnCode {
     match refusal {
         Refusal::TopicInvalid => ReturnCode::InvalidTopicId,
         Refusal::NotAuthorized => ReturnCode::NotSupported,
-        Refusal::QuotaExceeded => ReturnCode::Congestion,
+        Refusal::QuotaExceeded | Refusal::Behind | Refusal::StoreUnavailable => ReturnCode::Congestion,
     }
 }
 

@@ -164,6 +164,11 @@ impl Database {
     /// that never reached the disk: what counts as kept should not rest on a file in which that has happened.
     pub fn settle(&mut self, bytes: u32) -> rusqlite::Result<()> {
         self.probe(bytes)?;
+        self.empty_log()
+    }
+
+    /// As [`Database::checkpoint`]; the log gives its room back.
+    pub fn empty_log(&mut self) -> rusqlite::Result<()> {
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         (self.syncs, self.begins_log) = (self.syncs + 2, true);
         Ok(())

@@ -207,7 +207,7 @@ pub fn purge(settings: &Settings, client_id: Option<&str>, clock: &Clock) -> Res
         return Err(InspectError::Missing(path));
     }
     let failed = |source| InspectError::Database { path: path.clone(), source };
-    let (mut database, _lock, replaced) = open::open(settings, clock)?;
+    let open::Found { mut database, lock: _lock, replaced, .. } = open::open(settings, clock)?;
     if let Some(replaced) = replaced {
         return Err(InspectError::Quarantined(replaced.moved_to));
     }

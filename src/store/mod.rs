@@ -18,6 +18,8 @@
 //! | `queue` `run` `row` | the messages of the queues: packed into runs, taken out, swept, checked |
 //! | `read` | SQL to sessions, messages, pages |
 //! | `open` `wal` `schema` `migrate` `sums` | lock, check, quarantine, tables, migrations, checks of rows |
+//! | `reserve` | room for removals on a disk that is full |
+//! | `waiting` | a disk that cannot be used at the start |
 //! | `salvage` `pages` | what can be saved of a damaged database, read without SQLite |
 //! | `stats` `inspect` | what the operator sees, while it runs and from outside |
 
@@ -34,6 +36,7 @@ mod queue;
 mod ranges;
 mod read;
 mod receipt;
+mod reserve;
 mod row;
 mod run;
 mod salvage;
@@ -42,11 +45,13 @@ mod state;
 mod stats;
 mod sums;
 mod topics;
+mod waiting;
 mod wal;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -60,17 +65,16 @@ use crate::observe::{Metrics, Observe, Status};
 use database::Database;
 use inbox::{Inbox, Load, Request};
 use open::{Lock, Replaced};
+use reserve::Reserve;
 use stats::Stats;
+use waiting::Waiting;
 use writer::Writer;
 
 pub use op::{
     Due, Op, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession, StoredState,
     StoredSubscription, Sweep, Swept, WillRecord, first_sequence, lane, number,
 };
-pub use receipt::{Receipt, ReceiptState};
-
-/// The last of this many parts of the database is held back when it fills; see [`Store::is_full`].
-const RESERVE: u64 = 16;
+pub use receipt::{Line, Receipt, ReceiptState};
 
 /// Where and how hard the store keeps things.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub struct Settings {
     pub max_bytes: u64,
     /// The most messages in all queues together.
     pub max_messages: u64,
+    /// How much room a file holds for when the disk is full, in bytes; on small disks it is less.
+    pub reserve_bytes: u64,
     /// How long what is [`Due::Soon`] may wait.
     pub commit_delay: Duration,
     /// How long a message may wait instead where its receiver is known to acknowledge within this time.
@@ -101,6 +107,7 @@ impl Settings {
             durability: Durability::Commit,
             max_bytes: 1 << 30,
             max_messages: u64::MAX,
+            reserve_bytes: 8 << 20,
             commit_delay: Duration::from_millis(10),
             max_commit_delay: Duration::from_millis(250),
             relaxed_interval: Duration::from_secs(1),
@@ -140,6 +147,7 @@ pub struct Opened {
     clock: Clock,
     database: Database,
     lock: Lock,
+    reserve: Reserve,
 }
 
 impl Opened {
@@ -186,17 +194,28 @@ impl Opened {
     /// # Errors
     /// [`ReadError::Thread`] where the operating system refuses a thread.
     pub fn run(self) -> Result<Store, ReadError> {
-        let Self { replaced, settings, clock, database, lock } = self;
+        let Self { replaced, settings, clock, database, lock, reserve } = self;
         let stats = Arc::new(Stats::default());
         stats.replaced(replaced.as_ref());
         let inbox = Arc::new(Inbox::new(&settings, stats.clone()));
         let opened_at = clock.now();
-        let writer = Writer::new(database, lock, inbox.clone(), stats.clone(), clock, settings);
+        let writer = Writer::new(database, lock, reserve, inbox.clone(), stats.clone(), clock, settings);
         let thread = std::thread::Builder::new().name("store".into()).spawn(|| writer.run());
         let thread = Mutex::new(Some(thread.map_err(ReadError::Thread)?));
         Ok(Store(Arc::new(Running { inbox, stats, thread, opened_at })))
     }
 }
+
+/// What a store held that was opened late.
+#[derive(Debug)]
+pub struct Contents {
+    /// As [`Opened::sessions`] gives them.
+    pub sessions: Vec<StoredSession>,
+    pub retained: Vec<Message>,
+}
+
+/// Takes up what a store holds, on its thread.
+pub type TakeUp = Box<dyn FnOnce(Contents) + Send>;
 
 /// Holds commits back; see [`Store::transaction`].
 #[derive(Debug)]
@@ -222,8 +241,33 @@ impl Store {
     /// # Errors
     /// [`OpenError`] where the directory cannot be used, or another process uses it.
     pub fn bind(settings: Settings, clock: Clock) -> Result<Opened, OpenError> {
-        let (database, lock, replaced) = open::open(&settings, &clock)?;
-        Ok(Opened { replaced, settings, clock, database, lock })
+        let open::Found { database, lock, reserve, replaced } = open::open(&settings, &clock)?;
+        Ok(Opened { replaced, settings, clock, database, lock, reserve })
+    }
+
+    /// A store that cannot be opened for `problem`, and will be as soon as it can; see [`OpenError::may_pass`]. What it
+    /// holds is not known until then, and given to what `take_up` brings before anything is written.
+    ///
+    /// # Errors
+    /// [`ReadError::Thread`] where the operating system refuses a thread.
+    pub fn wait(
+        settings: Settings,
+        clock: Clock,
+        problem: &OpenError,
+        take_up: Receiver<TakeUp>,
+    ) -> Result<Self, ReadError> {
+        let (stats, opened_at) = (Arc::new(Stats::default()), clock.now());
+        let problem_text = waiting::describe(problem);
+        error!(
+            error = problem_text,
+            "the store cannot be used; what needs it is refused until it can, which is tried all the time"
+        );
+        stats.failed(problem.failure().unwrap_or(stats::Failure::Other), &problem_text, opened_at);
+        let inbox = Arc::new(Inbox::new(&settings, stats.clone()));
+        let waiting = Waiting::new(settings, clock, inbox.clone(), stats.clone(), take_up);
+        let thread = std::thread::Builder::new().name("store".into()).spawn(|| waiting.run());
+        let thread = Mutex::new(Some(thread.map_err(ReadError::Thread)?));
+        Ok(Self(Arc::new(Running { inbox, stats, thread, opened_at })))
     }
 
     /// Takes the operations out of `ops`, to be written in their order. Never blocks on the disk. The operations of one

@@ -14,9 +14,11 @@ use tracing::{error, info, warn};
 
 use super::Settings;
 use super::database::Database;
+use super::reserve::Reserve;
 use super::salvage::{SalvageError, Salvaged, salvage};
 use super::schema::{APPLICATION_ID, PAGE_BYTES, VERSION, migrate};
 use super::state::Place;
+use super::stats::Failure;
 use super::wal;
 use crate::clock::Clock;
 
@@ -60,6 +62,50 @@ pub enum OpenError {
     Thread(#[source] io::Error),
 }
 
+impl OpenError {
+    /// Whether it is the disk that cannot be used at the moment, and nobody has done anything wrong.
+    pub fn may_pass(&self) -> bool {
+        self.failure().is_some()
+    }
+
+    /// What is wrong with the disk; `None` where it is something else.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Directory { source, .. } | Self::Unwritable { source, .. } | Self::Quarantine { source, .. } => {
+                failure_of(source)
+            }
+            Self::Database { path, source } => match Failure::of(source) {
+                Failure::Full => Some(Failure::Full),
+                // SQLite says the same of a file that may not be opened.
+                Failure::Io | Failure::ReadOnly => {
+                    try_write(path.parent()?).err().as_ref().and_then(failure_of).or_else(|| {
+                        (source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)).then_some(Failure::Io)
+                    })
+                }
+                _ => None,
+            },
+            Self::Locked { .. } | Self::Thread(_) => None,
+        }
+    }
+}
+
+fn failure_of(error: &io::Error) -> Option<Failure> {
+    const EIO: i32 = 5;
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Failure::Full),
+        io::ErrorKind::ReadOnlyFilesystem => Some(Failure::ReadOnly),
+        _ => (error.raw_os_error() == Some(EIO)).then_some(Failure::Io),
+    }
+}
+
+/// Whether a file can be made in a directory and hold something.
+fn try_write(directory: &Path) -> io::Result<()> {
+    let path = directory.join("fieldgate.probe");
+    let written = fs::write(&path, "?");
+    let _ = fs::remove_file(path);
+    written
+}
+
 /// Held as long as the store is open: no other process can open it.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -84,15 +130,30 @@ pub(super) struct Replaced {
     pub salvaged: Option<Salvaged>,
 }
 
-/// Opens the database in the directory of `settings`; says so where it had to be replaced.
-pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<(Database, Lock, Option<Replaced>), OpenError> {
+/// What stands in a directory that can be used.
+pub(super) struct Found {
+    pub database: Database,
+    pub lock: Lock,
+    pub reserve: Reserve,
+    /// What had to be replaced.
+    pub replaced: Option<Replaced>,
+}
+
+/// Opens the database in the directory of `settings`.
+pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<Found, OpenError> {
     let directory = &settings.directory;
     fs::create_dir_all(directory).map_err(|source| OpenError::Directory { directory: directory.clone(), source })?;
     let lock = lock(directory)?;
+    let mut reserve = Reserve::new(directory, settings.reserve_bytes);
     let path = directory.join(DATABASE_FILE);
     let failed = |source| OpenError::Database { path: path.clone(), source };
     finish_replacing(&path).map_err(|source| OpenError::Quarantine { path: path.clone(), source })?;
-    let (database, quarantined) = match open_database(&path) {
+    let opened = match open_database(&path) {
+        // To read a log takes room too.
+        Err(Trouble::System(_)) if reserve.release() => open_database(&path),
+        opened => opened,
+    };
+    let (database, quarantined) = match opened {
         Ok(database) => (database, None),
         Err(Trouble::System(source)) => return Err(failed(source)),
         Err(Trouble::Unusable(reason)) => {
@@ -105,7 +166,10 @@ pub(super) fn open(settings: &Settings, clock: &Clock) -> Result<(Database, Lock
         }
     };
     database.set_max_bytes(settings.max_bytes).map_err(failed)?;
-    Ok((database, lock, quarantined))
+    if let Err(error) = reserve.fill() {
+        warn!(%error, bytes = reserve.bytes, "there is no room on the disk for the store's reserve (`store.reserve`)");
+    }
+    Ok(Found { database, lock, reserve, replaced: quarantined })
 }
 
 /// A connection that only reads, for a look from outside while a gateway may be running.

@@ -17,6 +17,25 @@ pub struct Receipt {
     signal: Arc<Signal>,
     /// Settled together with this one.
     parent: Option<Arc<Receipt>>,
+    /// The publisher's, where what it sends next depends on this.
+    line: Option<Arc<Line>>,
+}
+
+/// The messages of one publisher in the order it sent them: once one could not be kept, those behind it that are on their
+/// way are not kept either, until the publisher knows. It sends them all again then, in their order.
+#[derive(Debug, Default)]
+pub struct Line(AtomicBool);
+
+impl Line {
+    /// Whether a message could not be kept, of which the publisher does not know.
+    pub fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// The publisher knows.
+    pub fn mend(&self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// Where a [`Receipt`] stands.
@@ -32,7 +51,12 @@ pub enum ReceiptState {
 impl Receipt {
     /// A receipt that waits for nothing yet; `signal` is raised when it is done and when it fails.
     pub fn new(signal: Arc<Signal>) -> Arc<Self> {
-        Self::following(None, signal)
+        Self::make(None, None, signal)
+    }
+
+    /// As [`Receipt::new`], for a message in a line of them.
+    pub fn in_line(line: Arc<Line>, signal: Arc<Signal>) -> Arc<Self> {
+        Self::make(Some(line), None, signal)
     }
 
     /// A receipt that is one part of `parent`: where it ends, done or failed, that part of the parent does too. For an
@@ -41,7 +65,11 @@ impl Receipt {
         if let Some(parent) = &parent {
             parent.add();
         }
-        Arc::new(Self { pending: AtomicU32::new(0), failed: AtomicBool::new(false), signal, parent })
+        Self::make(None, parent, signal)
+    }
+
+    fn make(line: Option<Arc<Line>>, parent: Option<Arc<Self>>, signal: Arc<Signal>) -> Arc<Self> {
+        Arc::new(Self { pending: AtomicU32::new(0), failed: AtomicBool::new(false), signal, parent, line })
     }
 
     /// One more thing must be on disk.
@@ -56,6 +84,10 @@ impl Receipt {
 
     /// One thing could not be kept.
     pub fn fail(&self) {
+        // Before the publisher can see it, and once: it may have been told when the next part fails.
+        if let (Some(line), false) = (&self.line, self.failed.load(Ordering::Acquire)) {
+            line.0.store(true, Ordering::Release);
+        }
         self.failed.store(true, Ordering::Release);
         if !self.settle() {
             self.signal.raise();

@@ -39,6 +39,8 @@ pub(super) struct Stats {
     /// Databases that were damaged and replaced.
     replacements: AtomicU64,
     replaced_while_running: Mutex<Option<u64>>,
+    /// Pages of queues that cannot be read at the moment.
+    pub unread: AtomicU64,
     pub failures: [AtomicU64; Failure::ALL.len()],
     /// Bytes that the writer's thread passed to the operating system.
     pub bytes_written: AtomicU64,
@@ -110,7 +112,7 @@ impl Failure {
     /// What a person should do.
     pub fn hint(self) -> &'static str {
         match self {
-            Self::Full => "make room on the disk or raise `store.max_size`",
+            Self::Full => "make room on the disk or raise `store.max_size`; what is delivered makes room too",
             Self::ReadOnly => "make the directory of the store writable again",
             Self::Io => "check the disk",
             Self::Corrupt => {
@@ -158,13 +160,13 @@ impl Stats {
     }
 
     /// Counts a failure; true where it begins an episode.
-    pub fn failed(&self, failure: Failure, error: &rusqlite::Error, now: UnixMillis) -> bool {
+    pub fn failed(&self, failure: Failure, error: &str, now: UnixMillis) -> bool {
         self.failures[failure as usize].fetch_add(1, Ordering::Relaxed);
         let mut alarm = self.alarm.lock();
         let since = alarm.as_ref().map_or(now, |alarm| alarm.since);
         let refused = alarm.as_ref().map_or(0, |alarm| alarm.refused);
         let begins = alarm.is_none();
-        *alarm = Some(Alarm { failure, error: error.to_string(), since, refused });
+        *alarm = Some(Alarm { failure, error: error.to_owned(), since, refused });
         self.failing.store(true, Ordering::Relaxed);
         begins
     }
@@ -217,6 +219,10 @@ impl Stats {
                 let reason =
                     format!("the store cannot write: {error}; {hint}. What must be kept is refused until then");
                 (Health::Down, Some(reason), *since)
+            }
+            (None, _) if self.unread.load(Ordering::Relaxed) > 0 => {
+                let reason = "queues cannot be read from the disk, and their messages wait; check the disk".to_owned();
+                (Health::Degraded, Some(reason), opened_at)
             }
             (None, _) if self.is_full() => {
                 let reason = "the store is full; restore the uplink, or raise `store.max_size` or `store.max_messages`"
@@ -293,6 +299,7 @@ impl Stats {
         gauge("fieldgate_store_database_bytes", "Size of the database.", float(&self.database_bytes));
         gauge("fieldgate_store_free_bytes", "Of it, what is free.", float(&self.free_bytes));
         gauge("fieldgate_store_wal_bytes", "What the log holds.", float(&self.wal_bytes));
+        gauge("fieldgate_store_unread_pages", "Pages of queues that cannot be read for now.", float(&self.unread));
         gauge("fieldgate_store_failing", "1 while the store cannot write.", f64::from(u8::from(self.is_failing())));
         gauge("fieldgate_store_full", "1 while the store is full.", f64::from(u8::from(self.is_full())));
     }

@@ -402,7 +402,7 @@ fn what_must_not_be_lost_waits_until_the_disk_takes_it() {
 fn a_transaction_that_fails_half_way_leaves_no_trace_in_what_is_known() {
     let directory = TempDir::new().unwrap();
     let small = Settings { max_bytes: 1 << 20, ..settings(directory.path()) };
-    let (mut database, _lock, _) = open::open(&small, &clock()).unwrap();
+    let open::Found { mut database, lock: _lock, .. } = open::open(&small, &clock()).unwrap();
     let batch = |ops: Vec<Op>| {
         let mut batch = batch::Batch::default();
         ops.into_iter().for_each(|op| batch.push(op, Instant::now(), &mut Vec::new()));

@@ -12,21 +12,26 @@ use super::database::{Database, Usage};
 use super::inbox::{Inbox, Load, Request, Work};
 use super::open::{self, Lock};
 use super::read;
+use super::reserve::Reserve;
 use super::stats::{Alarm, Failure, Stats};
-use super::{Page, RESERVE, SessionId, Settings, Sweep, Swept};
+use super::{Page, SessionId, Settings, Sweep, Swept};
 use crate::clock::Clock;
 
+/// The last of this many parts of the database is held back when it fills; see [`super::Store::is_full`].
+const HELD_BACK: u64 = 16;
 /// The log is moved into the database when it holds this much. Larger would write a little less to flash, and make
 /// everyone wait longer while it happens.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// While it cannot be moved the log goes on to grow up to here; what adds data is refused then.
 const MAX_LOG_BYTES: u64 = 64 << 20;
 /// While the disk refuses, how long until the next try; doubles up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Between two times that a damaged database is replaced: a disk or memory that damages all it gets wears out no other.
 const MEND_PAUSE: Duration = Duration::from_secs(60);
 /// What must be writable again before the alarm ends, in bytes.
 const PROBE_BYTES: u32 = 64 << 10;
+/// How long until what could not be read is tried again.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How long nothing must have been written before free space is given back.
 const IDLE: Duration = Duration::from_secs(2);
 /// Less free space than this is kept for the next outage.
@@ -43,6 +48,10 @@ pub(super) struct Writer {
     settings: Settings,
     limits: Limits,
     lock: Lock,
+    reserve: Reserve,
+    /// Pages that could not be read, and when to try again.
+    unread: Vec<Load>,
+    read_again_at: Option<Instant>,
     /// What the disk refused and must not be lost.
     kept: Batch,
     retry: Option<Retry>,
@@ -65,6 +74,12 @@ struct Limits {
     messages: u64,
 }
 
+impl Limits {
+    fn of(settings: &Settings) -> Self {
+        Self { bytes: settings.max_bytes - settings.max_bytes / HELD_BACK, messages: settings.max_messages }
+    }
+}
+
 /// When to try again.
 #[derive(Clone, Copy, Debug)]
 struct Retry {
@@ -78,13 +93,13 @@ impl Writer {
     pub fn new(
         database: Database,
         lock: Lock,
+        reserve: Reserve,
         inbox: Arc<Inbox>,
         stats: Arc<Stats>,
         clock: Clock,
         settings: Settings,
     ) -> Self {
-        let limits =
-            Limits { bytes: settings.max_bytes - settings.max_bytes / RESERVE, messages: settings.max_messages };
+        let limits = Limits::of(&settings);
         Self {
             database,
             inbox,
@@ -93,6 +108,9 @@ impl Writer {
             settings,
             limits,
             lock,
+            reserve,
+            unread: Vec::new(),
+            read_again_at: None,
             kept: Batch::default(),
             retry: None,
             mended_at: None,
@@ -110,7 +128,8 @@ impl Writer {
         self.look_at_usage();
         self.upkeep_at = Some(Instant::now() + IDLE);
         loop {
-            let chores_at = [self.retry.map(|retry| retry.at), self.upkeep_at].into_iter().flatten().min();
+            let chores_at =
+                [self.retry.map(|retry| retry.at), self.read_again_at, self.upkeep_at].into_iter().flatten().min();
             match self.inbox.wait(chores_at) {
                 Work::Chores => self.do_chores(),
                 Work::Read(loads) => {
@@ -128,12 +147,11 @@ impl Writer {
                     let requests = unfinished.into_iter().map(Request::Load).chain(requests);
                     requests.for_each(|request| self.answer(request));
                     self.checkpoint_if_large();
-                    if self.retry.is_some_and(|retry| retry.at <= Instant::now()) {
-                        self.try_again();
-                    }
                     if last {
                         break;
                     }
+                    // Where there is always something to write, there is never time for chores.
+                    self.do_what_is_due();
                 }
             }
         }
@@ -153,11 +171,14 @@ impl Writer {
             return self.keep(work);
         }
         // What a publisher sends after something that was refused must not be kept before it: it sends that again.
-        if self.is_clogged() || self.stats.has_refused() {
+        if self.has_no_room() || self.stats.has_refused() {
             self.refuse(&mut work);
         }
         let written = self.mended(|writer| writer.commit(&work)).or_else(|error| {
-            self.note(&error);
+            if self.note(&error) {
+                // The log starts over, and its next transactions stand in the room that it has.
+                let _ = self.database.checkpoint();
+            }
             // What is left may make room, as removals do.
             if self.refuse(&mut work) > 0 && !work.is_empty() { self.commit(&work) } else { Err(error) }
         });
@@ -206,14 +227,16 @@ impl Writer {
         self.kept = work;
     }
 
-    fn note(&mut self, error: &rusqlite::Error) {
+    /// Takes note of what failed; true where that was for want of room, and the reserve has made some.
+    fn note(&mut self, error: &rusqlite::Error) -> bool {
         let failure = match Failure::of(error) {
             Failure::Io if self.lock.is_read_only() => Failure::ReadOnly,
             failure => failure,
         };
-        if self.stats.failed(failure, error, self.clock.now()) {
+        if self.stats.failed(failure, &error.to_string(), self.clock.now()) {
             error!(%error, hint = failure.hint(), "the store cannot write; what must be kept is refused until it can");
         }
+        failure == Failure::Full && self.reserve.release()
     }
 
     fn retry_later(&mut self, blocked: bool) {
@@ -251,6 +274,9 @@ impl Writer {
         let answered = match request {
             Request::Load(load) => {
                 let page = self.page(&load);
+                if page.failed {
+                    return self.read_later(load);
+                }
                 catch_unwind(AssertUnwindSafe(|| (load.then)(page)))
             }
             Request::Sweep { session, sweep, then } => {
@@ -331,6 +357,20 @@ impl Writer {
         mended.is_ok()
     }
 
+    /// Keeps the receiver of a page that cannot be read waiting: told so, it would ask again at once.
+    fn read_later(&mut self, load: Load) {
+        self.unread.push(load);
+        self.stats.unread.store(self.unread.len() as u64, Ordering::Relaxed);
+        self.read_again_at.get_or_insert_with(|| Instant::now() + READ_AGAIN);
+    }
+
+    fn read_again(&mut self) {
+        self.read_again_at = None;
+        let loads = std::mem::take(&mut self.unread);
+        loads.into_iter().for_each(|load| self.answer(Request::Load(load)));
+        self.stats.unread.store(self.unread.len() as u64, Ordering::Relaxed);
+    }
+
     fn sweep(&mut self, session: SessionId, sweep: Sweep) -> Swept {
         if self.is_blocked() {
             return Swept { more: true, ..Swept::default() };
@@ -354,16 +394,30 @@ impl Writer {
         self.retry.is_some_and(|retry| retry.blocked && retry.at > Instant::now())
     }
 
-    /// The log cannot be moved into the database, and is as large as it may become.
-    fn is_clogged(&self) -> bool {
-        self.stats.is_failing() && self.usage.wal >= MAX_LOG_BYTES
+    /// What room there is on the disk is for removals, or the log cannot be moved into the database and is as large as it
+    /// may become.
+    fn has_no_room(&self) -> bool {
+        self.stats.is_failing() && (self.reserve.is_spent() || self.usage.wal >= MAX_LOG_BYTES)
+    }
+
+    /// Tries again what could not be written or read a while ago; false where it is not time for that.
+    fn do_what_is_due(&mut self) -> bool {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+        if is_due(self.retry.map(|retry| retry.at)) {
+            self.try_again();
+        } else if is_due(self.read_again_at) {
+            self.read_again();
+        } else {
+            return false;
+        }
+        true
     }
 
     fn do_chores(&mut self) {
-        let now = Instant::now();
-        if self.retry.is_some_and(|retry| retry.at <= now) {
-            return self.try_again();
+        if self.do_what_is_due() {
+            return;
         }
+        let now = Instant::now();
         self.upkeep_at = None;
         if self.stats.is_failing() {
             return;
@@ -387,19 +441,43 @@ impl Writer {
             self.inbox.done(self.kept.bytes());
         }
         if self.kept.is_empty() && self.stats.is_failing() {
-            match self.database.settle(PROBE_BYTES) {
-                Ok(()) => self.recover(),
-                Err(error) => {
-                    self.note(&error);
-                    self.retry = retry;
-                    self.retry_later(false);
-                }
+            if self.resume() {
+                self.recover();
+            } else {
+                self.retry = retry;
+                self.retry_later(false);
             }
             self.look_at_usage();
         } else if let (Some(before), Some(after)) = (retry, &mut self.retry) {
             after.delay = (before.delay * 2).min(RETRY.1);
             after.at = Instant::now() + after.delay;
         }
+    }
+
+    /// Takes the reserve again, and shows that there is room beside it; the database gives back what it does not need for
+    /// that. False while the disk is still full, or fails.
+    fn resume(&mut self) -> bool {
+        loop {
+            if !self.reserve.is_spent() || self.reserve.fill().is_ok() {
+                match self.database.settle(PROBE_BYTES) {
+                    Ok(()) => return true,
+                    Err(error) => _ = self.note(&error),
+                }
+            }
+            if !self.reserve.is_spent() || !self.give_back() {
+                return false;
+            }
+        }
+    }
+
+    /// Gives free pages of the database back to the disk; false where there are none to speak of.
+    fn give_back(&mut self) -> bool {
+        let piece = (self.reserve.bytes / 4).min(VACUUM_BYTES);
+        let free = |database: &Database| database.usage().map_or(0, |usage| usage.free);
+        let before = free(&self.database);
+        before >= piece
+            && self.database.vacuum(piece).and_then(|()| self.database.empty_log()).is_ok()
+            && free(&self.database) < before
     }
 
     /// One piece of upkeep; true where there is more.
@@ -425,7 +503,10 @@ impl Writer {
     }
 
     fn checkpoint_if_large(&mut self) {
-        if self.usage.wal >= CHECKPOINT_BYTES && self.retry.is_none() {
+        // What the log holds must find room in the database with no more than the reserve.
+        let most = if self.reserve.bytes > 0 { CHECKPOINT_BYTES.min(self.reserve.bytes / 2) } else { CHECKPOINT_BYTES };
+        let is_failing = self.retry.is_some() && !self.reserve.is_spent();
+        if self.usage.wal >= most && !is_failing && !self.is_blocked() {
             self.checkpoint();
         }
     }
@@ -467,6 +548,7 @@ impl Writer {
             error!(changes = lost, "the store ends while it cannot write; these changes are lost");
             self.kept.fail();
         }
+        self.unread.drain(..).for_each(|load| Request::Load(load).fail());
         if let Err(error) = self.database.write_all_summaries() {
             warn!(%error, "the next start counts the queues anew");
         }
@@ -478,7 +560,8 @@ impl Writer {
     }
 }
 
-struct Abandon<'a>(&'a Inbox);
+/// Fails what waits when a thread of the store ends, in whatever way.
+pub(super) struct Abandon<'a>(pub &'a Inbox);
 
 impl Drop for Abandon<'_> {
     fn drop(&mut self) {

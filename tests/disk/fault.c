@@ -6,7 +6,8 @@
  *     CALLS ERRNO SUFFIX SKIP COUNT        as in `sync,write 5 -wal 3 1`
  *
  * CALLS are of open (for writing), read, write, sync and truncate; SUFFIX is how the path ends, `*` for any; of the calls that
- * fit, SKIP pass, COUNT fail, and the rest passes again. A write that fails for want of room writes its first half.
+ * fit, SKIP pass, COUNT fail, and the rest passes again. A write that fails for want of room writes its first half. A sync
+ * that fails takes a tenth of a second, as on disks that are about to die.
  *
  * FAULT_SHADOW is a directory with what a power cut would leave: of each file the bytes that were written before a sync that
  * succeeded. A sync that fails takes what was written before it out of that for good, as operating systems do: they mark the
@@ -255,6 +256,7 @@ static int guarded_sync(const char *name, int fd) {
     int error = fault("sync", path), done = -1;
     if (error) {
         forget(path);
+        usleep(100000);
         errno = error;
     } else {
         done = sync(fd);

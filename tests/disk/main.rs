@@ -97,6 +97,11 @@ impl Scene {
     fn recovers(&mut self, publisher: &mut Client) {
         self.disk.mend();
         until("the store writes again", || !self.is_failing());
+        self.recovered(publisher);
+    }
+
+    #[track_caller]
+    fn recovered(&mut self, publisher: &mut Client) {
         assert_eq!(self.publish(publisher, 1, 10), Answer::KEPT, "{}", self.gateway.last_lines());
         assert_eq!(self.publish(publisher, 2, 10), Answer::KEPT, "{}", self.gateway.last_lines());
         assert!(self.health().starts_with("HTTP/1.1 200"), "{}", self.health());
@@ -194,6 +199,118 @@ fn a_refused_qos_2_message_leaves_no_identifier_behind() {
         let last = scene.next.to_string();
         keeper.hear_until(|heard| brief(heard).last() == Some(&&*last));
     });
+}
+
+/// One sync fails while the rest of a window comes in: what comes behind the message that was refused is refused too, so
+/// that its publisher can send all of it again and it still arrives in order, once.
+#[test]
+fn what_is_sent_again_after_a_refusal_keeps_its_place() {
+    in_parallel(&[Version::V3_1_1, Version::V5], |&version| {
+        let mut scene = Scene::new();
+        let mut publisher = scene.client("publisher", version, Session::Lasting);
+        for window in 0..5 {
+            let mut wanted: Vec<u32> = (window * 10..window * 10 + 10).collect();
+            until("the store writes", || !scene.is_failing());
+            scene.disk.fail(fault("sync", EIO, "-wal", 0, 1));
+            let mut is_again = false;
+            while !wanted.is_empty() {
+                let (taken, is_connected) = publisher.publish_many(&wanted, is_again);
+                let first = wanted.iter().position(|number| !taken.contains(number)).unwrap_or(wanted.len());
+                assert_eq!(taken, wanted[..first], "{version:?}: some that was behind a refused one was accepted");
+                wanted.drain(..first);
+                // While it fails the first is refused at once, and a client of 5.0 knows before it sends the next.
+                until("the store writes again", || !scene.is_failing());
+                is_again = !is_connected;
+                if !is_connected {
+                    publisher = scene.client("publisher", version, Session::Lasting);
+                }
+            }
+            scene.disk.mend();
+        }
+        scene.kept = (0..50).collect();
+        let refused = scene.gateway.metric("fieldgate_store_refused_total", "");
+        assert!(refused > 0, "no message was refused");
+        let mut keeper = scene.client("keeper", Version::V5, Session::Lasting);
+        keeper.hear_until(|heard| brief(heard).contains(&"49"));
+        let expected: Vec<String> = (0..50).map(|number: u32| number.to_string()).collect();
+        assert_eq!(brief(&keeper.heard), expected, "{version:?}");
+    });
+}
+
+/// The gateway starts although its disk cannot be used, serves what needs none, and takes up what is stored once it can.
+#[test]
+fn it_starts_on_a_disk_that_cannot_be_used() {
+    let faults = [
+        ("full", fault("open,write", ENOSPC, "*", 0, ALWAYS)),
+        ("read_only", fault("open,write,sync,truncate", EROFS, "*", 0, ALWAYS)),
+        ("io", fault("open,read,write,sync,truncate", EIO, "*", 0, ALWAYS)),
+    ];
+    in_parallel(&faults, |&(kind, fault)| {
+        let mut scene = Scene::new();
+        let mut publisher = scene.client("publisher", Version::V5, Session::Lasting);
+        assert_eq!(scene.publish(&mut publisher, 1, 10), Answer::KEPT);
+        assert_eq!(scene.publish(&mut publisher, 2, 10), Answer::KEPT);
+        scene.gateway.kill();
+        scene.disk.fail(fault);
+        scene.gateway.start();
+        assert!(scene.health().starts_with("HTTP/1.1 503"), "{kind}: {}", scene.health());
+        assert!(scene.failures(kind) > 0, "{kind}: {}", scene.gateway.last_lines());
+        let mut receiver = scene.client("receiver", Version::V3_1_1, Session::Clean);
+        assert_eq!(receiver.subscribe("live/#", 0), Answer::KEPT);
+        // Which stored session wants a message is not known.
+        let mut sender = scene.client("sender", Version::V5, Session::Clean);
+        assert_eq!(sender.publish(0, "live/now", "here"), Answer::KEPT);
+        assert_eq!(sender.publish(1, "keep/it", "refused"), Answer::REFUSED);
+        assert_eq!(sender.publish(2, "keep/it", "refused"), Answer::REFUSED);
+        receiver.hear_until(|heard| heard == ["here"]);
+        let lasting = |version| Client::try_connect(scene.gateway.port, "keeper", version, Session::Lasting).unwrap();
+        assert_eq!(lasting(Version::V5).err(), Some(0x88), "server unavailable");
+        assert_eq!(lasting(Version::V3_1_1).err(), Some(3), "server unavailable");
+
+        scene.disk.mend();
+        until("the store is used", || !scene.is_failing());
+        let mut publisher = scene.client("publisher", Version::V5, Session::Lasting);
+        scene.recovered(&mut publisher);
+        scene.nothing_is_lost(Ending::PowerCut, kind);
+    });
+}
+
+/// What cannot be read waits, and comes when it can be.
+#[test]
+fn what_cannot_be_read_waits() {
+    let mut scene = Scene::new();
+    let mut publisher = scene.client("publisher", Version::V5, Session::Lasting);
+    for _ in 0..150 {
+        assert_eq!(scene.publish(&mut publisher, 1, 50_000), Answer::KEPT);
+    }
+    // After a start the messages are on the disk only, and more than SQLite has in memory.
+    scene.gateway.kill();
+    scene.gateway.start();
+    scene.disk.fail(fault("read", EIO, "*", 0, ALWAYS));
+    let mut keeper = scene.client("keeper", Version::V5, Session::Lasting);
+    until("reading fails", || scene.gateway.metric("fieldgate_store_unread_pages", "") == 1);
+    scene.serves_what_needs_no_disk();
+    let failed = scene.gateway.errors().len();
+    scene.disk.mend();
+    keeper.hear_until(|heard| heard.len() == 150);
+    assert!(failed < 20, "it is told once for each try");
+    assert_eq!(scene.gateway.metric("fieldgate_store_unread_pages", ""), 0);
+}
+
+/// The log cannot be moved into the database: what it takes is kept, and the database has it in the end.
+#[test]
+fn a_database_that_cannot_be_written_does_not_stop_the_log() {
+    for (calls, errno) in [("write", ENOSPC), ("sync", EIO)] {
+        let mut scene = Scene::new();
+        let mut publisher = scene.client("publisher", Version::V5, Session::Lasting);
+        scene.disk.fail(fault(calls, errno, ".db", 0, ALWAYS));
+        let mut answers = (0..300).map(|_| scene.publish(&mut publisher, 1, 50_000)).collect::<Vec<_>>();
+        answers.dedup();
+        assert_eq!(answers[0], Answer::KEPT);
+        assert!(scene.is_failing(), "{calls}");
+        scene.recovers(&mut publisher);
+        scene.nothing_is_lost(Ending::PowerCut, calls);
+    }
 }
 
 #[track_caller]

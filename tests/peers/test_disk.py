@@ -37,6 +37,7 @@ def disk(tmp_path):
 class Gateway:
     def __init__(self, directory, disk, port, process):
         self.directory, self.disk, self.port, self.process = directory, disk, port, process
+        self.published = 0
 
     def log(self):
         return (self.directory / "log").read_text()
@@ -75,8 +76,9 @@ def running(fieldgate, directory, disk):
         until(gateway, lambda: " listening " in gateway.log())
         yield gateway
     finally:
-        process.terminate()
-        assert process.wait(PATIENCE) == 0, gateway.log()
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0, gateway.log()
 
 
 def until(gateway, condition):
@@ -113,3 +115,39 @@ def test_a_full_disk_stops_nothing_that_needs_none_and_loses_nothing(fieldgate, 
         # What was refused may have come all the same, but nothing that was acknowledged may be missing or out of place.
         assert [int(number) for number, _ in numbers if int(number) in kept] == kept
         assert last == ["there", "is room again"]
+
+
+def test_a_store_that_alone_has_filled_its_disk_drains_and_takes_in_again(fieldgate, tmp_path, disk):
+    with running(fieldgate, tmp_path, disk) as gateway:
+        keeper = ["-t", "keep/#", "-i", "keeper", "-c", "-x", "4294967295"]
+        assert gateway.subscribe(*keeper, "-E").wait(PATIENCE) == 0
+        kept = fill(gateway)
+        until(gateway, lambda: " ERROR " in gateway.log())
+
+        # Nobody makes room: what is delivered does.
+        received, _ = gateway.subscribe(*keeper, "-C", str(len(kept)), "-W", str(PATIENCE)).communicate()
+        numbers = [int(line.split(" ", 1)[0]) for line in received.splitlines()]
+        assert [number for number in numbers if number in kept] == kept
+        until(gateway, lambda: "the store can write again" in gateway.log())
+        again = []
+        until(gateway, lambda: len(again) > len(kept) // 2 or again.extend(fill(gateway)))
+
+        # What was delivered was removed from the disk too.
+        gateway.process.kill()
+        gateway.process.wait()
+    with running(fieldgate, tmp_path, disk) as gateway:
+        received, _ = gateway.subscribe(*keeper, "-C", str(len(again)), "-W", str(PATIENCE)).communicate()
+        numbers = [int(line.split(" ", 1)[0]) for line in received.splitlines()]
+        assert [number for number in numbers if number in again] == again
+        assert not set(numbers) & set(kept)
+
+
+def fill(gateway):
+    """Publishes until it is refused; returns the numbers that were acknowledged, which are new each time."""
+    kept = []
+    for _ in range(100):
+        gateway.published += 1
+        if not gateway.publish("keep/it", f"{gateway.published} {PAYLOAD}"):
+            return kept
+        kept.append(gateway.published)
+    raise AssertionError("2 MiB hold more than that")

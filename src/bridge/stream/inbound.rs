@@ -159,7 +159,7 @@ impl Inbound<'_, '_> {
         match refusal {
             Refusal::TopicInvalid => ReasonCode::TopicNameInvalid,
             Refusal::NotAuthorized => ReasonCode::NotAuthorized,
-            Refusal::QuotaExceeded => ReasonCode::QuotaExceeded,
+            Refusal::QuotaExceeded | Refusal::Behind | Refusal::StoreUnavailable => ReasonCode::QuotaExceeded,
         }
     }
 

@@ -96,7 +96,10 @@ impl<R> Acks<R> {
             }
             (AckState::Failed, _) => {
                 let what = "a packet could not be journaled and is not acknowledged";
-                Err(ProtocolError::with(ReasonCode::ImplementationSpecificError, what))
+                // 3.x is not told the reason; it is that of the same refusal in 5.0.
+                let is_told = version.is_5();
+                let reason = if is_told { ReasonCode::ImplementationSpecificError } else { ReasonCode::QuotaExceeded };
+                Err(ProtocolError::with(reason, what))
             }
             (_, answer) => Ok(Some(answer)),
         }
