@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::access::DeniedSubscribe;
 use super::delivery::{Subscriber, Targets};
+use super::pressure::Pressure;
 use super::queue::{Age, Incoming};
 use super::session::{Attachment, Fate, Session, SessionExpiry, State, Subscribed as Held, submit};
 use super::{Hub, Outbound, PacketId, Priority, RetainHandling, SubscribeOptions, Will, WillDue};
@@ -39,6 +40,7 @@ pub struct Link {
     /// Topics this connection has published on lately.
     routes: HashMap<Box<str>, Route>,
     runs: Vec<Run>,
+    in_batch: bool,
     acknowledged: Vec<PacketId>,
     /// What the journal must learn of QoS 2 deliveries.
     handshakes: Vec<Op>,
@@ -127,34 +129,11 @@ pub enum SubscribeError {
     Detached,
 }
 
-/// How long a publisher waits after each batch for a full disk: long enough that one whose messages are refused does not
-/// keep the machine busy.
-const FULL_DISK_PAUSE: Duration = Duration::from_millis(100);
-
-/// Receivers, or the disk, that cannot keep up with this publisher.
-#[derive(Debug)]
-pub struct Pressure {
-    sessions: Vec<Arc<Session>>,
-    disk_full: bool,
-    hub: Hub,
-}
-
-impl Pressure {
-    /// Waits until they have caught up, or have made the publisher wait for long enough.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost; the publisher just goes on early.
-    pub async fn wait(&self) {
-        for session in &self.sessions {
-            session.drained().await;
-        }
-        if let Some(store) = self.hub.store() {
-            store.when_ready().await;
-        }
-        if self.disk_full {
-            tokio::time::sleep(FULL_DISK_PAUSE).await;
-        }
-    }
+/// For a message that is not taken up any more. Its sender gets no answer, and sends it again on another connection.
+fn never_answered() -> Outcome {
+    let receipt = Receipt::new(Arc::default());
+    receipt.add();
+    Outcome::Pending(receipt)
 }
 
 #[derive(Debug)]
@@ -184,6 +163,7 @@ impl Link {
             detached: false,
             routes: HashMap::new(),
             runs: Vec::new(),
+            in_batch: false,
             acknowledged: Vec::new(),
             handshakes: Vec::new(),
             ops: Vec::new(),
@@ -228,6 +208,9 @@ impl Link {
 
     /// Takes up a publish; it is routed by the next [`Link::flush`].
     pub fn publish(&mut self, publish: Publish<'_>) -> Outcome {
+        if !self.begin_batch() {
+            return never_answered();
+        }
         let route = match self.route(publish.topic) {
             Ok(route) => route,
             Err(refusal) => return self.refuse(publish.qos, publish.packet_id, refusal),
@@ -256,6 +239,9 @@ impl Link {
         if targets.rejecting && publish.qos != QoS::AtMostOnce {
             // What came before it in the batch takes room too.
             self.flush_runs();
+            if !self.begin_batch() {
+                return never_answered();
+            }
             if let Some((receiver, shortage)) = targets.rejecting(&message, self.hub.store()) {
                 receiver.note_refused(1, shortage, &self.hub.0.counters);
                 return self.refuse(publish.qos, publish.packet_id, Refusal::QuotaExceeded);
@@ -376,6 +362,7 @@ impl Link {
     fn flush_runs(&mut self) -> Vec<Arc<Session>> {
         if self.runs.is_empty() {
             // A PUBLISH that repeats an identifier leaves nothing to route and nothing to journal.
+            self.end_batch();
             return Vec::new();
         }
         self.batch_began = None;
@@ -383,7 +370,7 @@ impl Link {
         self.session.counters.received.fetch_add(accepted, Ordering::Relaxed);
         self.hub.0.counters.received.fetch_add(accepted, Ordering::Relaxed);
         // An inbound identifier and the messages accepted under it must reach the disk in one commit.
-        let _transaction = match self.hub.store() {
+        let transaction = match self.hub.store() {
             Some(store) if !self.ops.is_empty() => Some(store.transaction()),
             _ => None,
         };
@@ -408,8 +395,23 @@ impl Link {
                 }
             }
         }
+        drop(transaction);
         self.runs.clear();
+        self.end_batch();
         pressed
+    }
+
+    /// False once another connection has taken over: what this one routed then would come behind what that one sends,
+    /// although it was sent before.
+    fn begin_batch(&mut self) -> bool {
+        self.in_batch = self.in_batch || self.attachment.begin_batch();
+        self.in_batch
+    }
+
+    fn end_batch(&mut self) {
+        if std::mem::take(&mut self.in_batch) {
+            self.attachment.end_batch();
+        }
     }
 
     /// Moves up to `max` of what may be sent now to `into`, in the order it must be sent.

@@ -8,10 +8,12 @@
 
 pub mod access;
 mod admission;
+mod again;
 mod delivery;
 mod expiry;
 mod link;
 mod memory;
+mod pressure;
 mod queue;
 mod report;
 mod retained;
@@ -44,7 +46,8 @@ use routes::Routes;
 use session::{Attachment, Session, State, Subscribed as Held, submit};
 
 pub use admission::{Admission, Place, Refused};
-pub use link::{Link, Outcome, Pressure, Publish, Refusal, Released, SubscribeError, Subscribed};
+pub use link::{Link, Outcome, Publish, Refusal, Released, SubscribeError, Subscribed};
+pub use pressure::Pressure;
 pub use queue::{Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, WhenFull, stream_name};
 pub use report::{Counters, SessionSummary, Traffic};
 pub use session::{Face, Fate, SessionExpiry};
@@ -341,7 +344,7 @@ impl Hub {
                 return Err(AttachError::StoreUnavailable);
             }
         }
-        let mut resumed = None;
+        let (mut resumed, mut earlier) = (None, None);
         if let Some(known) = sessions.get(&key).cloned() {
             let mut state = known.state.lock();
             let was_attached = state.attached.is_some();
@@ -357,6 +360,7 @@ impl Hub {
             {
                 wills.push((known.clone(), will));
             }
+            earlier = state.attached.clone();
             known.condemn(&mut state, Fate::TakenOver);
             if let Some(limits) = request.queue {
                 known.set_limits(self.0.limits.of_queue(limits));
@@ -371,6 +375,9 @@ impl Hub {
                 drop(state);
                 sessions.remove(&key);
             }
+        }
+        if let Some(earlier) = earlier {
+            earlier.wait_for_batch();
         }
         let present = resumed.is_some();
         let session = match resumed {
@@ -587,23 +594,6 @@ impl Hub {
         if seconds.is_multiple_of(60) {
             let expired = self.0.retained.write().expire(now);
             let mut ops = expired.iter().map(|message| Op::DropRetained(message.topic.clone(), None)).collect();
-            submit(self.store(), &mut ops, Due::Soon);
-        }
-    }
-
-    /// Journals what is in memory once more: the database was damaged and replaced by what could be saved of it, of the
-    /// retained messages so many.
-    fn record_again(&self, sessions: &[Arc<Session>], retained: u64) {
-        for session in sessions.iter().filter(|session| session.durable) {
-            let state = session.state.lock();
-            if !state.ended {
-                submit(self.store(), &mut session.records(&state), Due::Soon);
-            }
-        }
-        // Held until they are submitted, so that no older message comes behind a newer one of its topic.
-        let messages = self.0.retained.read();
-        if messages.len() as u64 != retained {
-            let mut ops = messages.iter().map(|message| Op::PutRetained(message.clone(), None)).collect();
             submit(self.store(), &mut ops, Due::Soon);
         }
     }

@@ -182,6 +182,34 @@ fn a_second_connection_takes_over_and_the_first_one_is_powerless() {
 }
 
 #[test]
+fn what_the_first_connection_has_taken_up_is_routed_before_the_second_one_sends() {
+    let hub = hub();
+    let mut watcher = client(&hub, "watcher");
+    subscribe(&mut watcher, "x", QoS::AtLeastOnce);
+    let mut first = hub.attach(persistent("a")).unwrap();
+    let publish = |payload: &'static str| Publish { qos: QoS::AtLeastOnce, ..Publish::new("x", payload) };
+    first.publish(publish("1"));
+    let second = std::thread::spawn({
+        let hub = hub.clone();
+        move || {
+            let mut second = hub.attach(persistent("a")).unwrap();
+            say(&mut second, "x", "2", QoS::AtLeastOnce);
+        }
+    });
+    // Whoever does not wait is done long before this.
+    let given = std::time::Instant::now();
+    while first.fate().is_none() || !second.is_finished() && given.elapsed() < Duration::from_millis(300) {
+        std::thread::yield_now();
+    }
+    first.flush();
+    second.join().unwrap();
+    // It is powerless now.
+    first.publish(publish("3"));
+    first.flush();
+    assert_eq!(heard(&mut watcher), ["x=1 1", "x=2 1"]);
+}
+
+#[test]
 fn a_will_fires_for_a_lost_connection_and_not_for_a_good_bye() {
     let hub = hub();
     let mut watcher = client(&hub, "watcher");
