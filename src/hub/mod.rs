@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::clock::{Clock, UnixMillis};
-use crate::message::Message;
+use crate::message::{Message, QoS};
 use crate::store::{self, Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
 use crate::topic::SharedFilter;
 use access::{Access, Identity};
@@ -172,15 +172,14 @@ impl Hub {
             let _nobody_attaches = self.0.sessions.lock();
             self.0.readiness.takes_up.store(true, Ordering::SeqCst);
         }
-        {
-            let mut retained = self.0.retained.write();
-            for message in contents.retained {
-                // What was published meanwhile is newer.
-                if !retained.contains(message.topic.as_str()) {
-                    retained.set(Arc::new(message));
-                }
+        let mut retained = self.0.retained.write();
+        for message in contents.retained {
+            // What was published meanwhile is newer.
+            if !retained.contains(message.topic.as_str()) {
+                retained.set(Arc::new(message));
             }
         }
+        drop(retained);
         self.0.next_session.store(after(&contents.sessions), Ordering::SeqCst);
         for stored in contents.sessions {
             let face = Face::from_number(stored.record.face);
@@ -535,6 +534,9 @@ impl Hub {
 
     fn route(&self, message: Arc<Message>) {
         self.0.counters.received.fetch_add(1, Ordering::Relaxed);
+        // There is nobody to refuse it to, and stored sessions that want it cannot have it.
+        let is_lost = message.qos != QoS::AtMostOnce && self.awaits_store();
+        self.0.counters.dropped_store_full.fetch_add(u64::from(is_lost), Ordering::Relaxed);
         let targets = self.targets(message.topic.as_str());
         self.deliver(&targets, &[(message, None)], None, &mut Vec::new());
     }
