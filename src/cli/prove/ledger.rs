@@ -1,6 +1,6 @@
 //! What has come of one stream of a queue, and what has not. Pure; it grows with gaps, not with messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How many findings of one kind are kept; all are counted.
 pub(super) const KEPT: usize = 20;
@@ -59,6 +59,19 @@ struct Life {
     highest_of: BTreeMap<Option<u64>, u64>,
     /// The latest time at which one of its messages was accepted.
     latest: String,
+    again: Again,
+}
+
+/// Numbers that the last start has given again. One that was sent at QoS 1 before its commit, and not committed when the
+/// gateway was killed, is free; its publisher, who has no acknowledgement, sends the message again.
+#[derive(Debug, Default)]
+struct Again {
+    /// What had come when the start began: only numbers up to that, accepted later, can be given again.
+    highest: u64,
+    latest: String,
+    seen: BTreeSet<u64>,
+    /// The highest of each QoS.
+    highest_of: BTreeMap<Option<u64>, u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +89,12 @@ impl Ledger {
         if time > life.latest.as_str() {
             time.clone_into(&mut life.latest);
         }
-        let highest = life.highest_of.entry(qos).or_default();
+        let is_again = life.is_given_again(boot, number, time);
+        let highest = if is_again { &mut life.again.highest_of } else { &mut life.highest_of }.entry(qos).or_default();
         let is_late = number < *highest;
         *highest = number.max(*highest);
-        let fate = match life.insert(number, line) {
+        let is_new = if is_again { life.again.seen.insert(number) } else { life.insert(number, line) };
+        let fate = match is_new {
             false if qos == Some(2) => Fate::Doubled,
             false => Fate::Repeated,
             true if is_late => Fate::Late,
@@ -107,7 +122,9 @@ impl Ledger {
                 self.lives.push(Life { highest: number, ..Life::default() });
             }
             let last = self.lives.len() - 1;
-            self.lives[last].boots.push(boot.into());
+            let life = &mut self.lives[last];
+            life.boots.push(boot.into());
+            life.again = Again { highest: life.highest, latest: life.latest.clone(), ..Again::default() };
             last
         });
         &mut self.lives[place]
@@ -140,6 +157,13 @@ impl Ledger {
 }
 
 impl Life {
+    /// Whether it is another message than the one that came under this number from an earlier start.
+    fn is_given_again(&self, boot: &str, number: u64, time: &str) -> bool {
+        let Again { highest, latest, .. } = &self.again;
+        let is_of_last_start = self.boots.len() > 1 && self.boots.last().is_some_and(|last| last == boot);
+        is_of_last_start && number <= *highest && time > latest.as_str() && self.holds(number)
+    }
+
     fn holds(&self, number: u64) -> bool {
         self.seen.range(..=number).next_back().is_some_and(|(_, range)| range.last >= number)
     }
@@ -207,6 +231,23 @@ mod tests {
         // Of a gateway that did not say the time.
         check(&[("a", 0, ""), ("a", 1, ""), ("b", 1, ""), ("b", 2, "")], 1);
         check(&[("a", 8, ""), ("b", 0, ""), ("b", 1, "")], 0);
+    }
+
+    #[test]
+    fn a_number_that_is_given_again_after_a_kill_is_another_message() {
+        let start = [("a", 0, "1"), ("a", 1, "2"), ("a", 2, "3")];
+        let check = |after: &[(&str, u64, &str)], doubled: &[(u64, u64)], late: &[(u64, u64)]| {
+            let ledger = ledger(&[&start, after].concat(), 2);
+            assert_eq!((&*ledger.doubled.first, &*ledger.late.first), (doubled, late), "{after:?}");
+            assert!(ledger.gaps().is_empty());
+        };
+        check(&[("b", 0, "1"), ("b", 1, "4"), ("b", 2, "5"), ("b", 3, "6")], &[(0, 4)], &[]);
+        check(&[("b", 3, "4"), ("b", 2, "5"), ("b", 2, "5")], &[(2, 6)], &[]);
+        check(&[("b", 3, "4"), ("b", 2, "6"), ("b", 1, "5")], &[], &[(1, 6)]);
+        // Once more it would be what the start before has given.
+        check(&[("b", 3, "4"), ("b", 2, "5"), ("c", 2, "5"), ("c", 3, "4")], &[(2, 6), (3, 7)], &[]);
+        // The same start gives no number twice.
+        check(&[("a", 2, "4")], &[(2, 4)], &[]);
     }
 
     #[test]
