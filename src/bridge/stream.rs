@@ -403,7 +403,7 @@ impl<'a> Stream<'a> {
             self.shared.counters.drop(DropReason::NotTaken);
             // What comes under this identifier next is a new message.
             if kind == AckKind::Pubrec {
-                self.link.forget_inbound(packet_id);
+                self.link.forget_failed_inbound(packet_id);
             }
         };
         let flushed = self.client.flush_acks(state, failed, self.encoded.bytes.get_mut());

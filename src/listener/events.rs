@@ -144,7 +144,7 @@ impl Connection {
         let link = &mut self.link;
         let failed = |kind, packet_id| {
             if let (AckKind::Pubrec, Some(link)) = (kind, link.as_mut()) {
-                link.forget_inbound(packet_id);
+                link.forget_failed_inbound(packet_id);
             }
         };
         self.server.flush_acks(state, failed, &mut output.bytes).map_err(End::Protocol)?;

@@ -297,7 +297,7 @@ impl Sessions {
                     if let (Err(_), Some(QoS::ExactlyOnce), Some(id)) =
                         (result, answer.qos, hub::PacketId::new(answer.msg_id))
                     {
-                        entry.link.forget_inbound(id);
+                        entry.link.forget_failed_inbound(id);
                     }
                     gateway.published(key, answer, result, now);
                 }

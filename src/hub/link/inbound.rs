@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use super::{Link, Outcome, Refusal};
 use crate::hub::PacketId;
-use crate::hub::session::submit;
+use crate::hub::session::{State, submit};
 use crate::message::QoS;
 use crate::store::{Due, Op, Receipt, ReceiptState};
 
@@ -59,14 +61,21 @@ impl Link {
         None
     }
 
-    /// A repeated QoS 2 message, if it were one, must not be accepted again although its first acknowledgement failed:
-    /// forgets the identifier so that the peer's next try counts as new.
-    pub fn forget_inbound(&mut self, packet_id: PacketId) {
-        let mut state = self.session.state.lock();
+    /// A QoS 2 message could not be kept, and its sender is told: what comes under this identifier next is new.
+    pub fn forget_failed_inbound(&mut self, packet_id: PacketId) {
+        let state = self.session.state.lock();
         // Another connection of the session may have had it kept meanwhile.
-        if state.inbound_of(packet_id).is_some() {
-            return;
+        if state.inbound_of(packet_id).is_none() {
+            self.forget(state, packet_id);
         }
+    }
+
+    /// The peer begins a new QoS 2 message under this identifier, whatever came under it before.
+    pub fn forget_inbound(&mut self, packet_id: PacketId) {
+        self.forget(self.session.state.lock(), packet_id);
+    }
+
+    fn forget(&self, mut state: MutexGuard<'_, State>, packet_id: PacketId) {
         if state.inbound.remove(&packet_id.get()).is_some() && self.session.durable {
             let op = Op::RemoveInbound { session: self.session.id, packet_id: packet_id.get(), receipt: None };
             submit(self.hub.store(), &mut vec![op], Due::Soon);
