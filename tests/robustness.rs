@@ -152,7 +152,9 @@ async fn slow_readers_cost_what_their_limits_allow_and_delay_nobody() {
         timeout(PROMPTLY, reader.expect(&got(index))).await.expect("in time");
     }
     for session in broker.hub.sessions() {
-        assert!(session.queued_bytes <= 256 * 1024, "{session:?}");
+        // What is in flight is counted, and does not count towards the limit of what waits.
+        assert!(session.inflight <= 100, "{session:?}");
+        assert!(session.queued_bytes <= 256 * 1024 + session.inflight * 10_000, "{session:?}");
         assert!(session.queued_messages <= 500 + 100 + 500, "{session:?}");
     }
     assert!(metric(&broker, r#"fieldgate_hub_messages_dropped_total{reason="queue_full"}"#) > 0);

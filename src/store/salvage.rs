@@ -311,7 +311,10 @@ impl Salvage<'_> {
     fn finish(self) -> rusqlite::Result<Salvaged> {
         let Self { connection, pages, queues, mut found, .. } = self;
         let mut lost: HashMap<Arc<str>, u64> = HashMap::new();
+        let exactly_once = queues.values().any(|queue| queue.exactly_once);
         for (slot, mut queue) in queues {
+            // Of a queue that is lost as a whole the others tell whether QoS 2 is used here.
+            queue.exactly_once |= exactly_once && queue.whole.iter().next().is_none();
             found.messages += queue.count.messages;
             let missing = queue.missing();
             for number in queue.to_release() {
@@ -343,11 +346,9 @@ impl Queue {
     /// identifier would take the next message with that identifier for the same one, and must be told to release it. To
     /// release one that it does not know does no harm.
     fn to_release(&self) -> Vec<u64> {
-        let missing = self.missing().min(MAX_UNRELEASED);
-        let (Some((lowest, _)), Some(highest)) = (self.whole.iter().next(), self.highest) else { return Vec::new() };
-        if missing == 0 || !self.exactly_once {
-            return Vec::new();
-        }
+        let missing = self.missing();
+        let Some(highest) = self.highest.filter(|_| missing > 0 && self.exactly_once) else { return Vec::new() };
+        let lowest = self.whole.iter().next().map_or(highest + 1, |(lowest, _)| lowest);
         let first = lowest.saturating_sub(missing);
         let known = [&self.whole, &self.gone, &self.released];
         (first..=highest.min(first + MAX_UNRELEASED))
@@ -421,4 +422,34 @@ fn is_message(row: &[Value]) -> bool {
     let (Ok(flags), Ok(extra)) = (u8::try_from(*flags), ValueRef::from(extra).as_blob_or_null()) else { return false };
     let content = Content { payload, flags, accepted_at: *accepted_at, extra };
     *sum == Value::Integer(content.check(topic.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_messages_that_may_have_been_sent_at_qos_2_are_released() {
+        let check = |expected_messages: u64, whole: &[u64], gone: &[u64], expected: &[u64]| {
+            let mut queue = Queue::new("c".into());
+            queue.exactly_once = true;
+            (queue.expected, queue.last) = (expected_messages, Some(10));
+            queue.saw(10);
+            for &number in whole {
+                queue.whole.insert_range(number, number);
+                queue.add(number, 1);
+            }
+            gone.iter().for_each(|&number| queue.gone.insert_range(number, number));
+            assert_eq!(queue.to_release(), expected, "{expected_messages} of which {whole:?}");
+            queue.exactly_once = false;
+            assert_eq!(queue.to_release(), [0; 0]);
+        };
+        check(2, &[9, 10], &[], &[]);
+        // From the front, where messages may be on their way, and from the middle.
+        check(4, &[9, 10], &[], &[7, 8]);
+        check(4, &[7, 10], &[8], &[5, 6, 9]);
+        // All of them.
+        check(3, &[], &[], &[8, 9, 10]);
+        check(12, &[], &[], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    }
 }

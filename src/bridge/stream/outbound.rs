@@ -69,6 +69,10 @@ impl Stream<'_> {
             }
             match self.taken.pop_front() {
                 None => {}
+                // Of a message that was lost with a damaged database, which cannot have crossed at QoS 2.
+                Some(Outbound::Release(packet_id)) if self.client.limits().maximum_qos < QoS::ExactlyOnce => {
+                    self.link.completed(packet_id);
+                }
                 Some(Outbound::Release(packet_id)) => {
                     self.window.sent(now);
                     self.client.release(packet_id, now, self.encoded.bytes.get_mut());
