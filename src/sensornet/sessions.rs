@@ -192,6 +192,7 @@ impl Sessions {
     pub fn publish_connectionless(&mut self, from: IpAddr, topic: &TopicName, payload: Bytes, retain: bool) -> bool {
         let Ok(identity) = self.hub.access().authenticate(None, None, is_loopback(from)) else { return false };
         if self.connectionless.as_ref().is_none_or(|link| link.fate().is_some()) {
+            self.flush();
             let attach = Attach { identity, ..Attach::internal(Face::MqttSn, CONNECTIONLESS_ID) };
             self.connectionless = self.hub.attach(attach).ok();
         }
@@ -240,6 +241,8 @@ impl Sessions {
         if let Some(old) = self.entries.remove(&key) {
             old.link.detach(false, None);
         }
+        // The hub waits until what an earlier connection of the session has published is routed.
+        self.flush();
         if &*client_id == CONNECTIONLESS_ID {
             return Err(ReturnCode::NotSupported);
         }
