@@ -506,7 +506,10 @@ impl Lane {
         if self.inflight.get(guess).is_some_and(|entry| entry.sequence == sequence) {
             return Some(guess);
         }
-        self.inflight.binary_search_by_key(&sequence, |entry| entry.sequence).ok()
+        // What is released may lie further on, behind a hole that damage to the disk has left.
+        let last = self.inflight.back()?.sequence;
+        let mut sequences = (sequence..=last).step_by(usize::from(self.identifiers.count));
+        sequences.find_map(|sequence| self.inflight.binary_search_by_key(&sequence, |entry| entry.sequence).ok())
     }
 
     /// A new connection: everything unacknowledged is sent again, in order (MQTT 5.0 §4.4).

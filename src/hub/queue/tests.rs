@@ -265,6 +265,28 @@ fn a_restored_queue_repeats_what_may_have_been_sent_under_the_same_identifiers()
 }
 
 #[test]
+fn behind_a_hole_wider_than_the_identifiers_nothing_counts_as_sent_and_all_is_acknowledged() {
+    let found = QueueSummary { lane: 0, first: Some(0), last: Some(65_541), messages: 3, bytes: 2 };
+    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], 9), ..Bench::new(true) };
+    let mut source = Bench::new(true);
+    for spelled in ["1a", "2r", "1b"] {
+        source.push(spelled);
+    }
+    let mut page = stored(&source.ops, 0..3);
+    (page[1].sequence, page[1].state) = (65_540, StoredState::Released);
+    page[2].sequence = 65_541;
+    assert_eq!(bench.wants_page(), Some(0));
+    bench.queue.page_in(0, page, true);
+    bench.queue.rewind();
+    assert_eq!(bench.take(), "a#1+ !6");
+    assert!(bench.queue.complete(id(6), &mut bench.ops));
+    assert!(bench.acknowledge(1));
+    assert_eq!(bench.take(), "b#7");
+    assert!(bench.acknowledge(7));
+    assert_eq!(bench.queue.len(), 0);
+}
+
+#[test]
 fn what_is_paged_in_after_the_restored_part_goes_behind_what_waits() {
     let found = QueueSummary { lane: 0, first: Some(0), last: Some(1), messages: 2, bytes: 2 };
     // More may have been sent than there is.

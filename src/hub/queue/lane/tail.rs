@@ -158,10 +158,12 @@ impl Lane {
                 spread: 0,
             };
             self.held += incoming.own_weight();
-            if self.maybe_sent > 0 {
+            // Behind a hole in the numbers, as damage to the disk leaves one, nothing was sent yet.
+            if self.maybe_sent > 0 && self.identifier_is_free(sequence) {
                 self.maybe_sent -= 1;
                 self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
             } else {
+                self.maybe_sent = 0;
                 self.waiting_bytes += size;
                 // When it expires is not asked here but by the next sweep.
                 self.waiting_expires_at = Some(AT_ONCE);
