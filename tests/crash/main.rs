@@ -41,6 +41,7 @@ mod line;
 mod mosquitto;
 mod namespaces;
 mod oracle;
+mod packets;
 mod proof;
 mod proxy;
 mod random;

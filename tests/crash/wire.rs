@@ -1,12 +1,13 @@
 //! One client's connection, written by hand from the packet formats of MQTT 3.1.1 and 5.0: nothing of it is the
 //! gateway's code.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
+use crate::packets::{Packets, put_text, varint};
 
 /// How long a client waits for a packet before it looks around.
 const TICK: Duration = Duration::from_millis(20);
@@ -20,8 +21,7 @@ pub enum Version {
 }
 
 pub struct Wire {
-    stream: TcpStream,
-    read: Vec<u8>,
+    packets: Packets,
     version: Version,
 }
 
@@ -38,9 +38,7 @@ impl Wire {
     /// Connects with a lasting session; also tells whether the server still had it (§3.1, §3.2 of both).
     pub fn connect(address: SocketAddr, client_id: &str, version: Version) -> io::Result<(Self, bool)> {
         let stream = TcpStream::connect_timeout(&address, ANSWER)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TICK))?;
-        let mut wire = Self { stream, read: Vec::new(), version };
+        let mut wire = Self { packets: Packets::on(stream, TICK)?, version };
         let mut body = b"\0\x04MQTT".to_vec();
         match version {
             Version::V3_1_1 => body.extend(b"\x04\0\0\0"),
@@ -71,18 +69,8 @@ impl Wire {
         }
     }
 
-    pub fn send(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
-        let mut packet = vec![first];
-        let mut length = body.len();
-        loop {
-            packet.push((length % 128) as u8 | if length > 127 { 0x80 } else { 0 });
-            length /= 128;
-            if length == 0 {
-                break;
-            }
-        }
-        packet.extend(body);
-        self.stream.write_all(&packet)
+    fn send(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
+        self.packets.send(first, body)
     }
 
     pub fn acknowledge(&mut self, first: u8, packet_id: u16) -> io::Result<()> {
@@ -107,20 +95,7 @@ impl Wire {
 
     /// The next packet, first byte and body; `None` where none comes for a moment.
     pub fn receive(&mut self) -> io::Result<Option<(u8, Vec<u8>)>> {
-        loop {
-            if let Some(packet) = self.take() {
-                return Ok(Some(packet));
-            }
-            let mut chunk = [0; 4096];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.read.extend(&chunk[..count]),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.packets.receive()
     }
 
     /// The next packet, which comes in time.
@@ -138,15 +113,6 @@ impl Wire {
     pub fn until(&mut self, kind: u8) {
         let (found, _) = self.until_any();
         assert_eq!(found, kind, "another packet comes");
-    }
-
-    fn take(&mut self) -> Option<(u8, Vec<u8>)> {
-        let (length, used) = varint(self.read.get(1..)?)?;
-        let start = 1 + used;
-        let body = self.read.get(start..start + length)?.to_vec();
-        let first = self.read[0];
-        self.read.drain(..start + length);
-        Some((first, body))
     }
 
     /// Takes a PUBLISH of QoS 1 or 2 apart.
@@ -172,24 +138,6 @@ impl Wire {
 
 pub fn packet_id(body: &[u8]) -> u16 {
     u16::from_be_bytes([body[0], body[1]])
-}
-
-fn put_text(body: &mut Vec<u8>, text: &str) {
-    body.extend(u16::try_from(text.len()).expect("short").to_be_bytes());
-    body.extend(text.as_bytes());
-}
-
-/// A variable byte integer and how many bytes it takes; `None` while it is not complete.
-fn varint(bytes: &[u8]) -> Option<(usize, usize)> {
-    let (mut value, mut at) = (0, 0);
-    loop {
-        let byte = *bytes.get(at)?;
-        value |= usize::from(byte & 0x7f) << (7 * at);
-        at += 1;
-        if byte & 0x80 == 0 {
-            return Some((value, at));
-        }
-    }
 }
 
 /// The user properties among those of a PUBLISH (MQTT 5.0 §3.3.2.3).

@@ -1,11 +1,12 @@
 //! One client's connection, written by hand from the packet formats of MQTT 3.1.1 and 5.0: nothing of it is the
 //! gateway's code.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
+use crate::packets::{Packets, put_text, varint};
 
 /// How long to wait for a packet before the next look at the clock.
 const TICK: Duration = Duration::from_millis(10);
@@ -23,8 +24,7 @@ pub enum Session {
 }
 
 pub struct Client {
-    stream: TcpStream,
-    read: Vec<u8>,
+    packets: Packets,
     version: Version,
     next_id: u16,
     /// The payloads of the messages that came, in order.
@@ -52,9 +52,8 @@ impl Client {
     /// Connects; the reason code of the CONNACK where it is refused.
     pub fn try_connect(port: u16, id: &str, version: Version, session: Session) -> io::Result<Result<Self, u8>> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TICK))?;
-        let mut client = Self { stream, read: Vec::new(), version, next_id: 1, heard: Vec::new() };
+        let packets = Packets::on(stream, TICK)?;
+        let mut client = Self { packets, version, next_id: 1, heard: Vec::new() };
         let clean = u8::from(session == Session::Clean) << 1;
         let mut body = b"\0\x04MQTT".to_vec();
         match (version, session) {
@@ -208,35 +207,12 @@ impl Client {
     }
 
     fn send(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
-        let mut packet = vec![first];
-        let mut length = body.len();
-        loop {
-            packet.push((length % 128) as u8 | if length > 127 { 0x80 } else { 0 });
-            length /= 128;
-            if length == 0 {
-                break;
-            }
-        }
-        packet.extend(body);
-        self.stream.write_all(&packet)
+        self.packets.send(first, body)
     }
 
     /// The next packet, first byte and body; `None` where none comes for a moment. A PUBLISH is acknowledged.
     fn receive(&mut self) -> io::Result<Option<(u8, Vec<u8>)>> {
-        let packet = loop {
-            if let Some(packet) = self.take() {
-                break packet;
-            }
-            let mut chunk = [0; 65536];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.read.extend(&chunk[..count]),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            }
-        };
+        let Some(packet) = self.packets.receive()? else { return Ok(None) };
         let (first, body) = &packet;
         match first & 0xf0 {
             0x30 => self.take_publish(*first, body)?,
@@ -262,15 +238,6 @@ impl Client {
             _ => self.send(0x50, id),
         }
     }
-
-    fn take(&mut self) -> Option<(u8, Vec<u8>)> {
-        let (length, used) = varint(self.read.get(1..)?)?;
-        let start = 1 + used;
-        let body = self.read.get(start..start + length)?.to_vec();
-        let first = self.read[0];
-        self.read.drain(..start + length);
-        Some((first, body))
-    }
 }
 
 /// The packet identifier under which [`Client::publish_many`] sends a number.
@@ -281,22 +248,4 @@ fn id_of(number: u32) -> u16 {
 /// The beginnings of messages, to be looked at.
 pub fn brief(messages: &[String]) -> Vec<&str> {
     messages.iter().map(|message| message.split(' ').next().unwrap_or_default()).collect()
-}
-
-fn put_text(body: &mut Vec<u8>, text: &str) {
-    body.extend(u16::try_from(text.len()).expect("short").to_be_bytes());
-    body.extend(text.as_bytes());
-}
-
-/// A variable byte integer and how many bytes it takes; `None` while it is not complete.
-fn varint(bytes: &[u8]) -> Option<(usize, usize)> {
-    let (mut value, mut at) = (0, 0);
-    loop {
-        let byte = *bytes.get(at)?;
-        value |= usize::from(byte & 0x7f) << (7 * at);
-        at += 1;
-        if byte & 0x80 == 0 {
-            return Some((value, at));
-        }
-    }
 }

@@ -10,6 +10,8 @@ mod fault;
 #[path = "../crash/gateway.rs"]
 #[allow(dead_code, reason = "the crash harness uses the rest")]
 mod gateway;
+#[path = "../crash/packets.rs"]
+mod packets;
 
 use std::thread;
 use std::time::{Duration, Instant};
