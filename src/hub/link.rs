@@ -14,11 +14,12 @@ use parking_lot::MutexGuard;
 use thiserror::Error;
 
 use super::access::DeniedSubscribe;
+use super::attach::WillDue;
 use super::delivery::{Subscriber, Targets};
 use super::pressure::Pressure;
 use super::queue::{Age, Incoming};
 use super::session::{Attachment, Fate, Session, SessionExpiry, State, Subscribed as Held, submit};
-use super::{Hub, Outbound, PacketId, Priority, RetainHandling, SubscribeOptions, Will, WillDue};
+use super::{Hub, Outbound, PacketId, Priority, RetainHandling, SubscribeOptions, Will};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::store::{Due, Line, Op, Receipt};

@@ -9,13 +9,16 @@
 pub mod access;
 mod admission;
 mod again;
+mod attach;
 mod delivery;
 mod expiry;
+mod housekeeping;
 mod link;
 mod memory;
 mod pressure;
 mod queue;
 mod report;
+mod restore;
 mod retained;
 mod routes;
 mod session;
@@ -26,26 +29,24 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tokio::sync::watch;
-use tracing::{info, warn};
 
 use crate::clock::{Clock, UnixMillis};
 use crate::message::{Message, QoS};
-use crate::store::{self, Due, Op, Opened, Receipt, SessionId, Store, StoredSession};
+use crate::store::{self, Due, Op, Opened, Receipt, Store};
 use crate::topic::SharedFilter;
-use access::{Access, Identity};
-use delivery::{Estate, Subscriber};
+use access::Access;
+use attach::WillDue;
+use delivery::Subscriber;
 use memory::Memory;
-use queue::{Layout, Queue};
 use retained::{Change, Retained};
 use routes::Routes;
-use session::{Attachment, Session, State, Subscribed as Held, submit};
+use session::{Session, submit};
 
 pub use admission::{Admission, Place, Refused};
+pub use attach::AttachError;
 pub use link::{Link, Outcome, Publish, Refusal, Released, SubscribeError, Subscribed};
 pub use pressure::Pressure;
 pub use queue::{Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, WhenFull, stream_name};
@@ -53,24 +54,10 @@ pub use report::{Counters, SessionSummary, Traffic};
 pub use session::{Face, Fate, SessionExpiry};
 pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, Will};
 
-/// Why a connection cannot attach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum AttachError {
-    #[error("the gateway keeps as many sessions as `limits.max_sessions` allows")]
-    TooManySessions,
-    #[error("the store cannot be used yet: only new sessions that end with their connection are served")]
-    StoreUnavailable,
-}
-
 /// Why the hub cannot take up what the store holds.
 #[derive(Debug, Error)]
 #[error("the stored sessions and retained messages cannot be read")]
 pub struct RestoreError(#[from] crate::store::ReadError);
-
-/// How long after a restart a client may take to come back before its will says that it is lost: it was the gateway that
-/// was gone. A sleeping sensor knows nothing of it and comes when it wakes.
-const RESTART_GRACE: Duration = Duration::from_secs(60);
-const SLEEPER_GRACE: Duration = Duration::from_secs(3600);
 
 /// Sessions that begin while it is not known which ones are stored have numbers from here on, as none of those has: they
 /// are not journaled.
@@ -130,7 +117,7 @@ impl Hub {
             })?;
             running = Some(opened.run()?);
         }
-        let next_session = after(&sessions);
+        let next_session = restore::first_after(&sessions);
         let hub = Self::make(settings, clock, running, retained, next_session);
         for stored in sessions {
             if let Some(estate) = hub.restore(stored) {
@@ -166,36 +153,6 @@ impl Hub {
         Ok(hub)
     }
 
-    /// Goes on from what a store holds that could not be opened before.
-    fn take_up(&self, contents: store::Contents) {
-        {
-            let _nobody_attaches = self.0.sessions.lock();
-            self.0.readiness.takes_up.store(true, Ordering::SeqCst);
-        }
-        let mut retained = self.0.retained.write();
-        for message in contents.retained {
-            // What was published meanwhile is newer.
-            if !retained.contains(message.topic.as_str()) {
-                retained.set(Arc::new(message));
-            }
-        }
-        drop(retained);
-        self.0.next_session.store(after(&contents.sessions), Ordering::SeqCst);
-        for stored in contents.sessions {
-            let face = Face::from_number(stored.record.face);
-            let key = face.map(|face| (face, stored.record.client_id.clone()));
-            // A client that began a new session has ended this one.
-            if key.is_some_and(|key| self.0.sessions.lock().contains_key(&key)) {
-                submit(self.store(), &mut vec![Op::DropSession(stored.record.id)], Due::Soon);
-            } else if let Some(estate) = self.restore(stored) {
-                self.settle(estate);
-            }
-        }
-        self.changed();
-        self.0.readiness.awaits_store.store(false, Ordering::SeqCst);
-        self.0.readiness.takes_up.store(false, Ordering::SeqCst);
-    }
-
     fn make(settings: Settings, clock: Clock, store: Option<Store>, retained: Retained, next_session: u64) -> Self {
         Self(Arc::new(Shared {
             memory: Memory::new(settings.limits.max_queue_memory),
@@ -214,68 +171,6 @@ impl Hub {
             counters: Counters::default(),
             traffic: Mutex::default(),
         }))
-    }
-
-    /// Takes up a session as it was stored; returns what an older one of the same client has left, which had ended but
-    /// not been settled when the gateway stopped.
-    fn restore(&self, stored: StoredSession) -> Option<Estate> {
-        let record = stored.record;
-        let Some(face) = Face::from_number(record.face) else {
-            warn!(session = record.id.0, face = record.face, "stored session of an unknown kind is left alone");
-            return None;
-        };
-        let identity = if matches!(face, Face::Mqtt | Face::MqttSn) {
-            self.access().restore(record.user)
-        } else {
-            Identity::gateway()
-        };
-        let rights = self.access().rights(&identity, &record.client_id);
-        let queue = Queue::restored(record.id, face.layout(), &stored.queues, self.0.limits.window(face));
-        // An upstream brings its own limits when it attaches; until then nothing may be lost for those of others.
-        let limits = match face {
-            Face::Upstream => {
-                QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, max_age: None, ..self.0.limits.queue }
-            }
-            _ => self.0.limits.queue,
-        };
-        let session = Arc::new(Session::new(
-            record.id,
-            face,
-            record.client_id.clone(),
-            identity,
-            true,
-            self.0.limits.of_queue(limits),
-            rights,
-            queue,
-            &self.0.memory,
-        ));
-        {
-            let mut state = session.state.lock();
-            // A session that was connected when the gateway died is gone since now.
-            state.detached_at = Some(record.detached_at.unwrap_or_else(|| self.now()));
-            state.expiry = match record.expiry_interval {
-                None => SessionExpiry::Never,
-                Some(interval) => SessionExpiry::After(interval),
-            };
-            state.will = record.will.map(|will| Will {
-                message: will.message,
-                delay: will.delay.max(if face == Face::MqttSn { SLEEPER_GRACE } else { RESTART_GRACE }),
-            });
-            state.is_recorded = state.expiry == SessionExpiry::Never && state.will.is_none();
-            state.inbound = stored.inbound.into_iter().map(|id| (id, None)).collect();
-            let mut routes = self.0.routes.write();
-            for subscription in stored.subscriptions {
-                let Ok(filter) = SharedFilter::split(&subscription.filter) else { continue };
-                let options = SubscribeOptions::from_byte(subscription.options, subscription.identifier);
-                let subscriber = Subscriber { session: session.clone(), options, filter: filter.clone() };
-                routes.insert(&filter, session.id.0, subscriber);
-                let text = filter.to_text();
-                state.subscriptions.insert(text, Held { filter, options, receipt: None });
-            }
-        }
-        let older = self.0.sessions.lock().insert((face, record.client_id), session)?;
-        let mut state = older.state.lock();
-        Some(self.end(&older, &mut state))
     }
 
     pub fn clock(&self) -> &Clock {
@@ -325,185 +220,6 @@ impl Hub {
         self.changed();
     }
 
-    /// Attaches a connection to its session: the stored one, or a new one. An older connection with the same client id
-    /// is told to close.
-    ///
-    /// # Errors
-    /// [`AttachError::TooManySessions`] when a new session would go over `max_sessions`;
-    /// [`AttachError::StoreUnavailable`] while it is not known what is stored, for sessions that may be.
-    pub fn attach(&self, mut request: Attach) -> Result<Link, AttachError> {
-        let now = self.now();
-        let key = (request.face, request.client_id.clone());
-        let mut wills = Vec::new();
-        let mut estate = Estate::default();
-        let mut sessions = self.0.sessions.lock();
-        if self.awaits_store() {
-            let may_be_stored = !request.clean_start || request.expiry != SessionExpiry::OnDetach;
-            if may_be_stored || self.0.readiness.takes_up.load(Ordering::SeqCst) {
-                return Err(AttachError::StoreUnavailable);
-            }
-        }
-        let (mut resumed, mut earlier) = (None, None);
-        if let Some(known) = sessions.get(&key).cloned() {
-            let mut state = known.state.lock();
-            let was_attached = state.attached.is_some();
-            // A session that ends with its connection has ended now (MQTT 5.0 §3.1.2.11.2); one that expired since the
-            // last housekeeping has ended before.
-            let ends = request.clean_start
-                || was_attached && state.expiry == SessionExpiry::OnDetach
-                || state.has_expired(now);
-            let will_is_due = state.will_is_due(now);
-            let resume = !ends && known.identity.user == request.identity.user;
-            if let Some(will) = state.will.take()
-                && (!resume || will_is_due || was_attached && will.delay.is_zero())
-            {
-                wills.push((known.clone(), will));
-            }
-            earlier = state.attached.clone();
-            known.condemn(&mut state, Fate::TakenOver);
-            if let Some(limits) = request.queue {
-                known.set_limits(self.0.limits.of_queue(limits));
-                state.queue.sweep_again();
-            }
-            if resume {
-                drop(state);
-                *known.rights.write() = self.access().rights(&known.identity, &known.client_id);
-                resumed = Some(known);
-            } else {
-                estate = self.end(&known, &mut state);
-                drop(state);
-                sessions.remove(&key);
-            }
-        }
-        if let Some(earlier) = earlier {
-            earlier.wait_for_batch();
-        }
-        let present = resumed.is_some();
-        let session = match resumed {
-            Some(session) => session,
-            None if sessions.len() >= self.0.limits.max_sessions => {
-                self.0.counters.over_sessions.fetch_add(1, Ordering::Relaxed);
-                return Err(AttachError::TooManySessions);
-            }
-            None => {
-                let session = self.new_session(&request);
-                sessions.insert(key, session.clone());
-                session
-            }
-        };
-        let number = self.0.next_attachment.fetch_add(1, Ordering::Relaxed);
-        let window = request.receive_maximum.min(self.0.limits.window(request.face)).max(1);
-        let (expiry, will) = (self.allowed_expiry(request.face, request.expiry), request.will.take());
-        let attachment = Arc::new(Attachment::new(number, now, request, window));
-        {
-            let mut state = session.state.lock();
-            state.attached = Some(attachment.clone());
-            state.detached_at = None;
-            state.expiry = expiry;
-            state.will = will;
-            state.queue.rewind();
-            session.journal(&mut state, self.store());
-        }
-        drop(sessions);
-        self.settle(estate);
-        for (session, will) in wills {
-            self.publish_will(&session, will);
-        }
-        session.page_in(self.store());
-        session.signal.raise();
-        Ok(Link::new(self.clone(), session, attachment, present))
-    }
-
-    fn new_session(&self, request: &Attach) -> Arc<Session> {
-        let id = SessionId(self.0.next_session.fetch_add(1, Ordering::Relaxed));
-        let durable = self.0.store.is_some() && request.expiry != SessionExpiry::OnDetach;
-        Arc::new(Session::new(
-            id,
-            request.face,
-            request.client_id.clone(),
-            request.identity.clone(),
-            durable,
-            self.0.limits.of_queue(request.queue.unwrap_or(self.0.limits.queue)),
-            self.access().rights(&request.identity, &request.client_id),
-            Queue::new(id, durable, request.face.layout()),
-            &self.0.memory,
-        ))
-    }
-
-    /// The limit is for clients: what waits for an upstream waits as long as its outage lasts.
-    fn allowed_expiry(&self, face: Face, wanted: SessionExpiry) -> SessionExpiry {
-        let most = self.0.limits.max_session_expiry.filter(|_| face != Face::Upstream);
-        match (wanted, most) {
-            (SessionExpiry::Never, Some(most)) => SessionExpiry::After(most),
-            (SessionExpiry::After(interval), Some(most)) => SessionExpiry::After(interval.min(most)),
-            (wanted, _) => wanted,
-        }
-    }
-
-    /// Ends a session: its subscriptions and its queue. The caller takes it out of the map, and settles what it leaves
-    /// behind, its journal too, once it holds no lock.
-    fn end(&self, session: &Session, state: &mut State) -> Estate {
-        state.ended = true;
-        state.attached = None;
-        let is_member = state.subscriptions.values().any(|held| held.filter.group.is_some());
-        {
-            let mut routes = self.0.routes.write();
-            for held in state.subscriptions.values() {
-                routes.remove(&held.filter, session.id.0);
-            }
-        }
-        if !state.subscriptions.is_empty() {
-            state.subscriptions.clear();
-            self.changed();
-        }
-        let queue = std::mem::replace(&mut state.queue, Queue::new(session.id, false, Layout::One));
-        let estate = Estate {
-            session: session.durable.then_some(session.id),
-            tails: if is_member { queue.tails() } else { Vec::new() },
-            orphans: queue.into_orphans(),
-        };
-        state.settle();
-        state.inbound.clear();
-        session.tell_drained((0, 0));
-        estate
-    }
-
-    /// What follows when a session has no connection any more. Takes the lock's guard to let it go in time.
-    fn after_detach(&self, session: &Arc<Session>, mut state: parking_lot::MutexGuard<'_, State>, will: WillDue) {
-        state.detached_at = Some(self.now());
-        let (mut due, mut estate) = (None, Estate::default());
-        let ends = state.expiry == SessionExpiry::OnDetach || state.expiry == SessionExpiry::After(Duration::ZERO);
-        match will {
-            WillDue::No => state.will = None,
-            WillDue::Yes if ends || state.will.as_ref().is_some_and(|will| will.delay.is_zero()) => {
-                due = state.will.take();
-            }
-            WillDue::Yes => {}
-        }
-        if ends {
-            estate = self.end(session, &mut state);
-        } else {
-            session.journal(&mut state, self.store());
-        }
-        drop(state);
-        if ends {
-            self.forget(session);
-            self.settle(estate);
-        }
-        if let Some(will) = due {
-            self.publish_will(session, will);
-        }
-    }
-
-    /// Takes an ended session out of the map, unless a new one has taken its place.
-    fn forget(&self, session: &Arc<Session>) {
-        let mut sessions = self.0.sessions.lock();
-        let key = (session.face, session.client_id.clone());
-        if sessions.get(&key).is_some_and(|known| Arc::ptr_eq(known, session)) {
-            sessions.remove(&key);
-        }
-    }
-
     /// Publishes a message of the gateway's own: adapters' readings, state topics. No rule binds it, and a retained one
     /// is kept in memory only, as its source publishes it again after a start.
     pub fn publish(&self, mut message: Message) {
@@ -548,80 +264,6 @@ impl Hub {
     /// Routes or rights have changed: what publishers have looked up is stale.
     fn changed(&self) {
         self.0.version.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Looks after what time changes, once a second, until `shutdown`: sessions and retained messages that expire, wills
-    /// that are due, a system clock that was set, the `$SYS` topics.
-    pub async fn run(&self, mut shutdown: watch::Receiver<bool>) {
-        let mut seconds: u64 = 0;
-        let mut figures = sys::Figures::default();
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {}
-                () = self.0.memory.becomes_tight() => {
-                    self.relieve_memory();
-                    continue;
-                }
-                changed = shutdown.changed() => {
-                    if changed.is_err() || *shutdown.borrow() {
-                        return;
-                    }
-                    continue;
-                }
-            }
-            self.housekeep(seconds);
-            if seconds.is_multiple_of(sys::INTERVAL_SECONDS) {
-                figures.publish(self);
-            }
-            seconds += 1;
-        }
-    }
-
-    fn housekeep(&self, seconds: u64) {
-        if let Some(step) = self.0.clock.adjust(Duration::from_secs(2)) {
-            info!(step_ms = step, "the system clock was set; wall time follows it");
-        }
-        self.relieve_memory();
-        let now = self.now();
-        let sessions: Vec<_> = self.0.sessions.lock().values().cloned().collect();
-        if let Some(saved) = self.store().and_then(Store::take_replaced) {
-            self.record_again(&sessions, saved);
-        }
-        for session in sessions {
-            self.housekeep_session(&session, now);
-            self.sweep(&session, now);
-        }
-        if seconds.is_multiple_of(60) {
-            let expired = self.0.retained.write().expire(now);
-            let mut ops = expired.iter().map(|message| Op::DropRetained(message.topic.clone(), None)).collect();
-            submit(self.store(), &mut ops, Due::Soon);
-        }
-    }
-
-    fn housekeep_session(&self, session: &Arc<Session>, now: UnixMillis) {
-        let mut state = session.state.lock();
-        if state.ended {
-            return;
-        }
-        let (ends, due) = (state.has_expired(now), state.will_is_due(now));
-        let will = if due { state.will.take() } else { None };
-        let mut estate = Estate::default();
-        if ends {
-            self.0.counters.expired_sessions.fetch_add(1, Ordering::Relaxed);
-            estate = self.end(session, &mut state);
-        } else if due {
-            session.journal(&mut state, self.store());
-        }
-        drop(state);
-        if ends {
-            self.forget(session);
-            self.settle(estate);
-        }
-        if let Some(will) = will {
-            self.publish_will(session, will);
-        }
     }
 
     /// Replaces the topic's retained message and journals it; false when there is no room for another one.
@@ -669,18 +311,6 @@ impl Hub {
     fn retained_for(&self, filter: &SharedFilter) -> Vec<Arc<Message>> {
         self.0.retained.read().matching(&filter.filter, self.now())
     }
-}
-
-/// The number of the first session after those that are stored.
-fn after(sessions: &[StoredSession]) -> u64 {
-    sessions.iter().map(|session| session.record.id.0 + 1).max().unwrap_or(1)
-}
-
-/// Whether a lost connection's will must be published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WillDue {
-    Yes,
-    No,
 }
 
 /// Whether a peer's address is on this machine, which anonymous access may depend on.
