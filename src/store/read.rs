@@ -113,18 +113,19 @@ impl PageReader<'_> {
                 if frame.number < from || queue.gone.contains(frame.number) {
                     continue;
                 }
-                match queued(&frame, queue.lane, topics) {
-                    Ok((message, size)) => {
-                        while let Some(sequence) = released.next_if(|&sequence| sequence < message.sequence) {
-                            if self.push(released_message(sequence), 0).is_err() {
-                                return Ok(());
-                            }
-                        }
-                        if self.push(message, size).is_err() {
-                            return Ok(());
-                        }
+                let Ok((message, size)) = queued(&frame, queue.lane, topics) else {
+                    whole = false;
+                    continue;
+                };
+                let before = std::iter::from_fn(|| released.next_if(|&sequence| sequence < message.sequence));
+                let is_full = before.map(released_message).any(|message| self.push(message, 0).is_err())
+                    || self.push(message, size).is_err();
+                if is_full {
+                    // The next page begins behind what is damaged, and would pass over it.
+                    if !whole {
+                        self.damaged.push(head.key);
                     }
-                    Err(_) => whole = false,
+                    return Ok(());
                 }
             }
             if !whole || found != head.messages {

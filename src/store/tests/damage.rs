@@ -454,6 +454,35 @@ fn a_flipped_byte_costs_one_message_which_is_counted_and_set_aside() {
     assert_eq!(open(directory.path()).sessions().unwrap()[0].queues[0].messages, 0);
 }
 
+/// A page may end within a run. What is damaged in the part of it that was read is not met again.
+#[test]
+fn damage_in_the_part_of_a_run_that_fits_into_a_page_is_counted_and_set_aside() {
+    let directory = TempDir::new().unwrap();
+    let store = start(directory.path());
+    let ops = (1..=40).map(|sequence| enqueue(S, sequence, message("t", format!("payload-{sequence:04}-end")), None));
+    keep(&store, std::iter::once(put(S)).chain(ops).collect());
+    store.close();
+    let mut bytes = fs::read(database(&directory)).unwrap();
+    let at = bytes.windows(16).position(|window| window == b"payload-0017-end").unwrap();
+    bytes[at + 9] ^= 1;
+    fs::write(database(&directory), bytes).unwrap();
+
+    let store = start(directory.path());
+    let (mut from, mut found) = (0, Vec::new());
+    loop {
+        let page = load(&store, S, from, 25, usize::MAX);
+        from = page.messages.last().map_or(from, |message| message.sequence + 1);
+        found.extend(page.messages);
+        if page.complete {
+            break;
+        }
+    }
+    let released = found.iter().filter(|message| message.state == StoredState::Released);
+    assert_eq!(released.map(|message| message.sequence).collect::<Vec<_>>(), [17]);
+    assert_eq!(found.iter().map(|message| message.sequence).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
+    assert_eq!(store.0.stats.damaged.load(Ordering::Relaxed), 1);
+}
+
 /// A database as version 1 wrote it. Never changes: it stands for those in the field.
 const VERSION_1: &str = "
     PRAGMA page_size = 2048; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;
