@@ -1,5 +1,7 @@
 //! The one thread that writes: group commit, what happens when the disk refuses, and upkeep while nothing is due.
 
+mod upkeep;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,27 +21,16 @@ use crate::clock::Clock;
 
 /// The last of this many parts of the database is held back when it fills; see [`super::Store::is_full`].
 const HELD_BACK: u64 = 16;
-/// The log is moved into the database when it holds this much. Larger would write a little less to flash, and make
-/// everyone wait longer while it happens.
-const CHECKPOINT_BYTES: u64 = 4 << 20;
-/// While it cannot be moved the log goes on to grow up to here; what adds data is refused then.
+/// While the log cannot be moved into the database it goes on to grow up to here; what adds data is refused then.
 const MAX_LOG_BYTES: u64 = 64 << 20;
 /// While the disk refuses, how long until the next try; doubles up to the second.
 pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Between two times that a damaged database is replaced: a disk or memory that damages all it gets wears out no other.
 const MEND_PAUSE: Duration = Duration::from_secs(60);
-/// What must be writable again before the alarm ends, in bytes.
-const PROBE_BYTES: u32 = 64 << 10;
 /// How long until what could not be read is tried again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How long nothing must have been written before free space is given back.
 const IDLE: Duration = Duration::from_secs(2);
-/// Less free space than this is kept for the next outage.
-const KEEP_FREE_BYTES: u64 = 8 << 20;
-/// How much is given back in one go, so that whatever comes in between does not wait. What does not fit into SQLite's cache,
-/// which was seen to take some 430 pages of 1 KiB, is written to the log before it is cut off: with 1 MiB in one go 593 of
-/// 1029 pages, 0.7 bytes for each byte given back.
-const VACUUM_BYTES: u64 = 256 << 10;
 
 pub(super) struct Writer {
     database: Database,
@@ -455,94 +446,6 @@ impl Writer {
         }
     }
 
-    /// Takes the reserve again, and shows that there is room beside it; the database gives back what it does not need for
-    /// that. False while the disk is still full, or fails.
-    fn resume(&mut self) -> bool {
-        loop {
-            if !self.reserve.is_spent() || self.reserve.fill().is_ok() {
-                match self.database.settle(PROBE_BYTES) {
-                    Ok(()) => return true,
-                    Err(error) => _ = self.note(&error),
-                }
-            }
-            if !self.reserve.is_spent() || !self.give_back() {
-                return false;
-            }
-        }
-    }
-
-    /// Gives free pages of the database back to the disk; false where there are none to speak of.
-    fn give_back(&mut self) -> bool {
-        let piece = (self.reserve.bytes / 4).min(VACUUM_BYTES);
-        let free = |database: &Database| database.usage().map_or(0, |usage| usage.free);
-        let before = free(&self.database);
-        before >= piece
-            && self.database.vacuum(piece).and_then(|()| self.database.empty_log()).is_ok()
-            && free(&self.database) < before
-    }
-
-    /// One piece of upkeep; true where there is more.
-    fn keep_up(&mut self) -> rusqlite::Result<bool> {
-        if self.database.purge()? || self.database.forget_topics()? {
-            return Ok(true);
-        }
-        let Usage { total, free, .. } = self.database.usage()?;
-        // Free pages are used again by the next outage; only what is out of proportion is given back.
-        if free > KEEP_FREE_BYTES && free > total / 2 {
-            self.database.vacuum(VACUUM_BYTES)?;
-            let usage = self.database.usage()?;
-            if usage.free < free {
-                self.shrinks = true;
-                return Ok(true);
-            }
-        }
-        // The file becomes smaller with the next checkpoint, which on a quiet gateway may be days away.
-        if std::mem::take(&mut self.shrinks) {
-            self.checkpoint();
-        }
-        Ok(false)
-    }
-
-    fn checkpoint_if_large(&mut self) {
-        // What the log holds must find room in the database with no more than the reserve.
-        let most = if self.reserve.bytes > 0 { CHECKPOINT_BYTES.min(self.reserve.bytes / 2) } else { CHECKPOINT_BYTES };
-        let is_failing = self.retry.is_some() && !self.reserve.is_spent();
-        if self.usage.wal >= most && !is_failing && !self.is_blocked() {
-            self.checkpoint();
-        }
-    }
-
-    fn checkpoint(&mut self) {
-        let started = Instant::now();
-        let written = self.stats.bytes_written.load(Ordering::Relaxed);
-        let done = self.database.checkpoint();
-        let took = started.elapsed();
-        self.look_at_usage();
-        match done {
-            Ok(()) => {
-                let bytes = self.stats.bytes_written.load(Ordering::Relaxed).saturating_sub(written);
-                self.stats.checkpointed(took, bytes);
-            }
-            Err(error) => {
-                self.note(&error);
-                self.retry_later(false);
-            }
-        }
-    }
-
-    fn look_at_usage(&mut self) {
-        if let Ok(usage) = self.database.usage() {
-            self.usage = usage;
-        }
-        let used = self.usage.total - self.usage.free.min(self.usage.total);
-        let is_full = used >= self.limits.bytes || self.database.state.messages >= self.limits.messages;
-        self.stats.holds(&self.database.state, self.usage, is_full);
-        self.stats.syncs.store(self.database.syncs, Ordering::Relaxed);
-        if let Some(bytes) = bytes_written_by_this_thread() {
-            self.stats.bytes_written.store(bytes, Ordering::Relaxed);
-        }
-    }
-
     fn finish(mut self) {
         if !self.kept.is_empty() {
             let lost = self.kept.len();
@@ -568,10 +471,4 @@ impl Drop for Abandon<'_> {
     fn drop(&mut self) {
         self.0.abandon();
     }
-}
-
-/// What the calling thread has passed to the operating system to write; `None` where that is not told.
-fn bytes_written_by_this_thread() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
-    text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok())
 }
