@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::attachment::{Attachment, Fate};
 use super::delivery::Estate;
 use super::queue::{Layout, Queue};
-use super::session::{Attachment, Face, Fate, Session, SessionExpiry, State};
+use super::session::{Face, Session, SessionExpiry, State};
 use super::{Attach, Hub, Link};
 use crate::store::SessionId;
 
@@ -72,9 +73,6 @@ impl Hub {
                 sessions.remove(&key);
             }
         }
-        if let Some(earlier) = earlier {
-            earlier.wait_for_batch();
-        }
         let present = resumed.is_some();
         let session = match resumed {
             Some(session) => session,
@@ -91,7 +89,7 @@ impl Hub {
         let number = self.0.next_attachment.fetch_add(1, Ordering::Relaxed);
         let window = request.receive_maximum.min(self.0.limits.window(request.face)).max(1);
         let (expiry, will) = (self.allowed_expiry(request.face, request.expiry), request.will.take());
-        let attachment = Arc::new(Attachment::new(number, now, request, window));
+        let attachment = Arc::new(Attachment::new(number, now, request, window, earlier.is_some()));
         {
             let mut state = session.state.lock();
             state.attached = Some(attachment.clone());
@@ -102,6 +100,10 @@ impl Hub {
             session.journal(&mut state, self.store());
         }
         drop(sessions);
+        // Not under the lock: whoever else connects does not wait for this.
+        if let Some(earlier) = earlier {
+            attachment.succeed(&earlier);
+        }
         self.settle(estate);
         for (session, will) in wills {
             self.publish_will(&session, will);

@@ -15,10 +15,11 @@ use parking_lot::MutexGuard;
 use thiserror::Error;
 
 use super::attach::WillDue;
+use super::attachment::{Attachment, Fate};
 use super::delivery::Targets;
 use super::pressure::Pressure;
 use super::queue::Age;
-use super::session::{Attachment, Fate, Session, SessionExpiry, State, submit};
+use super::session::{Session, SessionExpiry, State, submit};
 use super::{Hub, Outbound, PacketId, Priority, Will};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
@@ -36,7 +37,7 @@ pub use subscriptions::{SubscribeError, Subscribed};
 pub struct Link {
     hub: Hub,
     session: Arc<Session>,
-    attachment: Arc<Attachment>,
+    pub(super) attachment: Arc<Attachment>,
     present: bool,
     detached: bool,
     /// Topics this connection has published on lately.

@@ -10,6 +10,7 @@ pub mod access;
 mod admission;
 mod again;
 mod attach;
+mod attachment;
 mod delivery;
 mod expiry;
 mod housekeeping;
@@ -47,11 +48,12 @@ use session::{Session, submit};
 
 pub use admission::{Admission, Place, Refused};
 pub use attach::AttachError;
+pub use attachment::Fate;
 pub use link::{Link, Outcome, Publish, Refusal, Released, SubscribeError, Subscribed};
 pub use pressure::Pressure;
 pub use queue::{Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, WhenFull, stream_name};
 pub use report::{Counters, SessionSummary, Traffic};
-pub use session::{Face, Fate, SessionExpiry};
+pub use session::{Face, SessionExpiry};
 pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, Will};
 
 /// Why the hub cannot take up what the store holds.

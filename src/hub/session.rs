@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tracing::{error, warn};
 
 use super::access::{Identity, Rights};
+use super::attachment::{Attachment, Fate};
 use super::expiry::Episode;
 use super::memory::{Account, Memory};
 use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits, WhenFull};
-use super::{Attach, Counters, PacketId, SubscribeOptions, Will};
+use super::{Counters, PacketId, SubscribeOptions, Will};
 use crate::clock::UnixMillis;
 use crate::message::QoS;
 use crate::signal::Signal;
@@ -58,82 +59,6 @@ pub enum SessionExpiry {
     OnDetach,
     After(Duration),
     Never,
-}
-
-/// How long the last batch of a connection that was taken over may take, on a machine where its thread does not run.
-const LAST_BATCH: Duration = Duration::from_secs(1);
-
-/// One attached connection, as its session sees it.
-#[derive(Debug)]
-pub(super) struct Attachment {
-    pub number: u64,
-    fate: AtomicU8,
-    /// Messages were taken up that are not routed yet.
-    is_routing: AtomicBool,
-    pub since: UnixMillis,
-    pub peer: Option<String>,
-    pub version: Option<&'static str>,
-    /// The lower of what the peer can take and what the gateway allows.
-    pub window: u16,
-}
-
-/// Why a connection must close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// Another connection attached with the same client id (MQTT 5.0 §3.1.4).
-    TakenOver,
-    /// An operator's action or a changed configuration.
-    Kicked,
-}
-
-impl Attachment {
-    pub fn new(number: u64, since: UnixMillis, request: Attach, window: u16) -> Self {
-        Self {
-            number,
-            fate: AtomicU8::new(0),
-            is_routing: AtomicBool::new(false),
-            since,
-            peer: request.peer,
-            version: request.version,
-            window,
-        }
-    }
-
-    pub fn fate(&self) -> Option<Fate> {
-        match self.fate.load(Ordering::SeqCst) {
-            0 => None,
-            1 => Some(Fate::TakenOver),
-            _ => Some(Fate::Kicked),
-        }
-    }
-
-    fn condemn(&self, fate: Fate) {
-        self.fate.store(if fate == Fate::TakenOver { 1 } else { 2 }, Ordering::SeqCst);
-    }
-
-    /// Begins to take up messages; false where the connection must close. Either this sees that, or whoever takes the
-    /// session over sees the batch and waits for its end.
-    pub fn begin_batch(&self) -> bool {
-        self.is_routing.store(true, Ordering::SeqCst);
-        let may_begin = self.fate().is_none();
-        if !may_begin {
-            self.end_batch();
-        }
-        may_begin
-    }
-
-    /// All that was taken up is routed.
-    pub fn end_batch(&self) {
-        self.is_routing.store(false, Ordering::SeqCst);
-    }
-
-    /// Waits until a connection that was told to close has routed what it had taken up, which it does without a pause.
-    pub fn wait_for_batch(&self) {
-        let deadline = Instant::now() + LAST_BATCH;
-        while self.is_routing.load(Ordering::SeqCst) && Instant::now() < deadline {
-            std::thread::yield_now();
-        }
-    }
 }
 
 /// A session and everything that outlives its connection.

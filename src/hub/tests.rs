@@ -201,12 +201,52 @@ fn what_the_first_connection_has_taken_up_is_routed_before_the_second_one_sends(
     while first.fate().is_none() || !second.is_finished() && given.elapsed() < Duration::from_millis(300) {
         std::thread::yield_now();
     }
+    for other in 0..100 {
+        client(&hub, &other.to_string());
+    }
+    assert!(!second.is_finished(), "others do not wait for it");
     first.flush();
     second.join().unwrap();
     // It is powerless now.
     first.publish(publish("3"));
     first.flush();
     assert_eq!(heard(&mut watcher), ["x=1 1", "x=2 1"]);
+}
+
+#[test]
+fn of_many_connections_of_one_client_each_one_speaks_behind_those_before_it() {
+    const THREADS: u32 = 4;
+    const TIMES: u32 = 300;
+    let hub = hub();
+    let mut watcher = client(&hub, "watcher");
+    subscribe(&mut watcher, "x", QoS::AtLeastOnce);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..TIMES {
+                    let mut link = hub.attach(persistent("a")).unwrap();
+                    for _ in 0..3 {
+                        let number = link.attachment.number.to_string();
+                        link.publish(Publish { qos: QoS::AtLeastOnce, ..Publish::new("x", number) });
+                        std::thread::yield_now();
+                    }
+                    link.flush();
+                }
+            });
+        }
+    });
+    let mut numbers: Vec<u64> = Vec::new();
+    while !watcher.is_idle() {
+        let mut taken = Vec::new();
+        watcher.take(&mut taken, 1000);
+        for outbound in taken {
+            let Outbound::Publish(Delivery { message, packet_id, .. }) = outbound else { panic!("{outbound:?}") };
+            numbers.push(String::from_utf8_lossy(&message.payload).parse().unwrap());
+            watcher.acknowledge(packet_id.unwrap());
+        }
+    }
+    assert!(numbers.is_sorted(), "{numbers:?}");
+    assert!(numbers.len() >= 3, "the last one is not taken over");
 }
 
 #[test]
