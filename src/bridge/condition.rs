@@ -109,6 +109,8 @@ pub(super) struct Condition {
     pub progress: Option<Progress>,
     /// What ended the last connection or attempt, and when; kept once the upstream is connected again.
     pub last_error: Option<(UnixMillis, String)>,
+    /// What was given up last on its way to the upstream, when, and why.
+    pub last_drop: Option<(UnixMillis, DropReason, String)>,
 }
 
 impl Condition {
@@ -122,6 +124,7 @@ impl Condition {
             next_attempt: None,
             progress: None,
             last_error: None,
+            last_drop: None,
         }
     }
 
@@ -268,6 +271,12 @@ impl Shared {
         self.changed.notify_one();
     }
 
+    /// Counts a message that was given up on its way to the upstream, and notes `what` it was.
+    pub fn dropped(&self, reason: DropReason, what: impl FnOnce() -> String) {
+        self.counters.drop(reason);
+        self.condition.lock().last_drop = Some((self.now(), reason, what()));
+    }
+
     /// Messages and bytes that wait for this upstream.
     pub fn queued(&self) -> (u64, u64) {
         self.hub.queued(Face::Upstream, &self.session).unwrap_or((0, 0))
@@ -315,6 +324,13 @@ impl Observe for Shared {
         // Said already where it is why there is no connection.
         if let Some((at, error)) = condition.last_error.as_ref().filter(|(_, error)| reason.as_ref() != Some(error)) {
             facts.push(("last error", format!("{at}: {error}")));
+        }
+        let dropped = self.counters.dropped.iter().map(|count| count.load(Ordering::Relaxed)).sum::<u64>();
+        if dropped > 0 {
+            facts.push(("dropped", dropped.to_string()));
+        }
+        if let Some((at, reason, what)) = &condition.last_drop {
+            facts.push(("last dropped", format!("{at}: {what}: {}", reason.name())));
         }
         vec![Status {
             kind: Kind::Upstream,

@@ -15,7 +15,7 @@
 //! | `uplink` `terms` | the task: connect on the upstream's terms, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` `reporter` | what people and scrapes see |
-//! | `suspicion` | which message an upstream may keep closing the connection on; pure |
+//! | `suspicion` `trial` | which message an upstream may keep closing the connection on, and the proof of it; pure |
 //! | `former` | what waits for upstreams that are not configured any more |
 //!
 //! Deliberately absent: mapping of response topics (a reply goes where the request says, on this side), and more than
@@ -39,6 +39,7 @@ mod settings;
 mod stream;
 mod suspicion;
 mod terms;
+mod trial;
 mod uplink;
 pub mod url;
 mod words;

@@ -5,6 +5,7 @@
 
 mod inbound;
 mod outbound;
+mod trying;
 mod window;
 
 use std::collections::VecDeque;
@@ -27,7 +28,8 @@ use super::handshake::Greeted;
 use super::marks;
 use super::rate::Throttle;
 use super::settings::Checked;
-use super::suspicion::Suspect;
+use super::suspicion::{Course, Lesson, Plan};
+use super::trial::{Suspect, Trial};
 use super::words::{self, Who};
 use crate::hub::{Link, Outbound, Pressure};
 use crate::message::{Properties, QoS};
@@ -63,7 +65,9 @@ pub(super) enum End {
     Idle,
     /// We were called away, and took leave with nothing left open.
     CalledAway,
-    /// Why, for a person.
+    /// The upstream has closed the connection, and may have meant something that it was sent. Why, for a person.
+    Closed(String),
+    /// The same, for any other reason.
     Lost(String),
 }
 
@@ -74,8 +78,7 @@ pub(super) struct Ended {
     pub subscribed: bool,
     /// Whether deliveries are not over, of which the upstream may remember the identifiers.
     pub is_open: bool,
-    /// What was sent first, where nothing was acknowledged.
-    pub fruitless: Option<Suspect>,
+    pub course: Course,
 }
 
 pub(super) struct Stream<'a> {
@@ -96,8 +99,15 @@ pub(super) struct Stream<'a> {
     /// SUBSCRIBEs that wait for their answer. Nothing is published before: packet identifiers are shared with them.
     requests: Vec<(PacketId, Vec<String>)>,
     window: Window,
-    /// The first message of QoS 1 or 2 that was sent.
-    first: Option<Suspect>,
+    /// Of one message that the upstream may close connections on.
+    trial: Option<Trial>,
+    /// What the trial keeps back.
+    held: VecDeque<Outbound>,
+    /// What is to be given up.
+    condemned: Option<Suspect>,
+    /// Under which identifier it was, where the upstream is asked to forget it.
+    refused: Option<PacketId>,
+    lessons: Vec<Lesson>,
     /// How long nothing may cross; `None` for ever.
     pub idle_timeout: Option<Duration>,
     /// Told each time that another address were better.
@@ -133,9 +143,10 @@ impl<'a> Stream<'a> {
         who: Who<'a>,
         greeted: Greeted<Arc<Receipt>>,
         link: Link,
-        first_window: usize,
+        plan: Plan,
     ) -> Self {
         let now = now();
+        let Plan { first_window, trial, condemned, lessons } = plan;
         let mut first_crossing = Properties::default();
         marks::set_hops(&mut first_crossing, 1);
         Self {
@@ -152,7 +163,11 @@ impl<'a> Stream<'a> {
             is_new: !greeted.session_present,
             requests: Vec::new(),
             window: Window::new(first_window, now),
-            first: None,
+            trial,
+            held: VecDeque::new(),
+            condemned,
+            refused: None,
+            lessons,
             idle_timeout: None,
             calls: None,
             leaving: None,
@@ -177,6 +192,7 @@ impl<'a> Stream<'a> {
             Err(end) => end,
             Ok(()) => self.work(&mut reader, &mut writer, stop).await,
         };
+        let ended_at = now();
         if matches!(end, End::Asked | End::Idle | End::CalledAway) {
             self.take_leave(&mut writer).await;
         } else {
@@ -184,9 +200,19 @@ impl<'a> Stream<'a> {
             let _ = timeout(FAREWELL, self.write_all(&mut writer)).await;
         }
         let is_open = self.link.take_begun(&mut Vec::new(), 0) > 0;
+        let keep_alive = Duration::from_secs(self.client.limits().keep_alive.into());
+        let unanswered = self.link.unanswered();
+        let is_held = |suspect: &Suspect| self.held.iter().any(|outbound| suspect.is(outbound));
+        let course = Course {
+            is_closed: matches!(end, End::Closed(_)),
+            is_fruitful: self.window.is_fruitful,
+            open: unanswered.iter().map(Suspect::from).filter(|suspect| !is_held(suspect)).collect(),
+            finding: self.trial.map(|trial| trial.finding(ended_at, keep_alive)),
+            condemned: self.condemned,
+            lessons: self.lessons,
+        };
         self.link.detach(false, None);
-        let fruitless = self.first.filter(|_| !self.window.is_fruitful);
-        Ended { end, subscribed: self.requests.is_empty(), is_open, fruitless }
+        Ended { end, subscribed: self.requests.is_empty(), is_open, course }
     }
 
     /// Subscribes, and says that we are here.
@@ -315,7 +341,8 @@ impl<'a> Stream<'a> {
         let unanswered = (self.window.unacknowledged > 0).then(|| self.window.acknowledged_at + STALL);
         let idle = self.idle_timeout.map(|timeout| self.window.crossed_at + timeout);
         let leave = self.leaving.map(|since| since + SETTLING);
-        let rest = [idle, leave, self.throttle.deadline(), self.drain.deadline()];
+        let quiet = self.trial.as_ref().and_then(Trial::quiet_until);
+        let rest = [idle, leave, quiet, self.throttle.deadline(), self.drain.deadline()];
         [self.client.deadline(), stalled, unanswered].into_iter().chain(rest).flatten().min().unwrap_or(never)
     }
 
@@ -345,7 +372,8 @@ impl<'a> Stream<'a> {
     }
 
     fn closed(&self, cause: Option<&io::Error>) -> End {
-        End::Lost(words::closed(cause, now().duration_since(self.started) < SOON, self.who))
+        let said = words::closed(cause, now().duration_since(self.started) < SOON, self.who);
+        if cause.is_some_and(is_of_the_line) { End::Lost(said) } else { End::Closed(said) }
     }
 
     /// Takes what is complete off the input.
@@ -365,6 +393,7 @@ impl<'a> Stream<'a> {
                             requests: &mut self.requests,
                             window: &mut self.window,
                             told: &mut self.told,
+                            refused: self.refused,
                             topic: &mut self.topic,
                         };
                         (inbound.handle(event, now), used)
@@ -462,6 +491,12 @@ impl<'a> Stream<'a> {
             debug!(upstream = self.shared.name, "the upstream did not wait for our leave");
         }
     }
+}
+
+/// Whether the system has given the connection up without a word of the upstream.
+fn is_of_the_line(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable | NetworkDown)
 }
 
 /// The runtime's time, which tests can hold still.

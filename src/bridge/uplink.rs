@@ -146,7 +146,7 @@ impl<'a> Uplink<'a> {
             renew_at: None,
             next_address: 0,
             terms: Terms::new(upstream.settings.version),
-            suspicion: Suspicion::default(),
+            suspicion: Suspicion::new(),
             began_session: false,
             subscribed: Vec::new(),
             last: None,
@@ -312,7 +312,7 @@ impl<'a> Uplink<'a> {
                 let (call, calls) = watch::channel(());
                 let first = self.main_address().filter(|first| *first != url);
                 stream.calls = first.map(|_| calls);
-                let Ended { end, subscribed, is_open, fruitless } = tokio::select! {
+                let Ended { end, subscribed, is_open, course } = tokio::select! {
                     ended = stream.run(transport, subscribe, &mut stop) => ended,
                     never = self.watch_for(first, &call) => match never {},
                 };
@@ -326,6 +326,7 @@ impl<'a> Uplink<'a> {
                     _ => self.returned_in_vain,
                 };
                 self.down_since = Instant::now();
+                self.suspicion.ended(course);
                 match end {
                     End::Asked | End::CalledAway => Attempt::Asked,
                     End::Idle => {
@@ -338,8 +339,7 @@ impl<'a> Uplink<'a> {
                         });
                         Attempt::Asked
                     }
-                    End::Lost(mut reason) => {
-                        self.suspicion.lost(fruitless);
+                    End::Closed(mut reason) | End::Lost(mut reason) => {
                         if let Some(advice) = self.suspicion.advice() {
                             reason = format!("{reason}; {advice}");
                         }
@@ -447,7 +447,7 @@ impl<'a> Uplink<'a> {
         shared.condition.lock().version = Some(version);
         shared.enter(Phase::Connected, None);
         let subscribe = !session_present || !self.subscribed.contains(url) || self.terms.version == Version::V5;
-        let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link, self.suspicion.first_window());
+        let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link, self.suspicion.plan());
         // Equal addresses are those of one broker, and its session is the same at each.
         let main = self.main_address();
         stream.is_elsewhere = main.is_some() && self.last.as_ref() != Some(url);

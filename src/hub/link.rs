@@ -20,7 +20,7 @@ use super::delivery::Targets;
 use super::pressure::Pressure;
 use super::queue::Age;
 use super::session::{Session, SessionExpiry, State, submit};
-use super::{Hub, Outbound, PacketId, Priority, Will};
+use super::{Hub, Outbound, PacketId, Priority, Unanswered, Will};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::store::{Due, Line, Op, Receipt};
@@ -422,6 +422,12 @@ impl Link {
         self.flush_acknowledged();
         let window = self.attachment.window;
         self.state().map_or(0, |mut state| state.queue.take_begun(into, max, window))
+    }
+
+    /// What the peer has not answered of what was taken: the first of each stream of messages that is in order.
+    pub fn unanswered(&mut self) -> Vec<Unanswered> {
+        self.flush_acknowledged();
+        self.state().map_or(Vec::new(), |state| state.queue.unanswered())
     }
 
     /// QoS 1 and 2 messages that wait to be sent, live ones aside where a share of the connection is theirs.

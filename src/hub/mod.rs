@@ -51,7 +51,9 @@ pub use attach::AttachError;
 pub use attachment::Fate;
 pub use link::{Link, Outcome, Publish, Refusal, Released, SubscribeError, Subscribed};
 pub use pressure::Pressure;
-pub use queue::{Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, WhenFull, stream_name};
+pub use queue::{
+    Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, Unanswered, WhenFull, stream_name,
+};
 pub use report::{Counters, SessionSummary, Traffic};
 pub use session::{Face, SessionExpiry};
 pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, Will};

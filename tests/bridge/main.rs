@@ -8,6 +8,7 @@ mod lanes;
 mod loops;
 mod modes;
 mod peer;
+mod picky;
 mod provenance;
 mod proxy;
 mod tls;
@@ -22,7 +23,7 @@ use fieldgate::clock::Clock;
 use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Outcome, SubscribeOptions};
 use fieldgate::message::{Message, QoS};
 use fieldgate::observe::{Health, Metrics, Observe};
-use fieldgate::proto::mqtt::{Property, ReasonCode, Version};
+use fieldgate::proto::mqtt::{Disconnect, Packet, Property, ReasonCode, Version};
 use fieldgate::secret::Secret;
 use fieldgate::store::{self, ReceiptState, Store};
 use fieldgate::tls::issue::{Authority, LOOPBACK_NAMES, Usage};
@@ -420,46 +421,6 @@ async fn what_the_upstream_cannot_take_is_sent_as_allowed_or_given_up_and_never_
     gateway.drained().await;
     assert!(gateway.metric("fieldgate_upstream_messages_dropped_total{upstream=\"cloud\",reason=\"too_large\"} 1"));
     assert!(gateway.metric("fieldgate_upstream_messages_lowered_total{upstream=\"cloud\"} 2"));
-    gateway.stop().await;
-}
-
-#[tokio::test]
-async fn a_message_that_an_older_upstream_closes_the_connection_on_is_named_and_a_limit_gets_past_it() {
-    let peer = Peer::bind().await;
-    let directory = tempfile::tempdir().unwrap();
-    let older = Settings { version: VersionChoice::V3_1_1, ..settings(&peer) };
-    let mut gateway = Gateway::on(hub_on_disk(directory.path()), older.clone());
-    gateway.publish("devices/m/v", "first", QoS::AtLeastOnce).await;
-    gateway.publish("devices/m/v", &"x".repeat(500), QoS::AtLeastOnce).await;
-    gateway.publish("devices/m/v", "last", QoS::AtLeastOnce).await;
-    // Takes nothing above 100 bytes, and says so as 3.1.1 does. What it acknowledges just before does not arrive.
-    let ends_it = |publish: &Publish| publish.payload.len() == 500;
-    for number in 0..3 {
-        let mut connection = peer.welcome(number > 0, &[]).await;
-        while !ends_it(&connection.next_publish().await) {}
-    }
-    // Alone on its connection, the first one is answered before anything goes wrong.
-    let mut connection = peer.welcome(true, &[]).await;
-    let first = connection.next_publish().await;
-    assert_eq!((first.payload.as_str(), connection.within(QUIET).await), ("first", None));
-    connection.puback(first.id, ReasonCode::Success).await;
-    assert!(ends_it(&connection.next_publish().await));
-    drop(connection);
-    for _ in 0..4 {
-        assert!(ends_it(&peer.welcome(true, &[]).await.next_publish().await));
-    }
-    let named = || gateway.reason().is_some_and(|reason| reason.contains("`devices/m/v` (511 bytes) waited"));
-    until("the message is named", named).await;
-    gateway.publish("devices/m/v", "later", QoS::AtLeastOnce).await;
-    let hub = gateway.stop().await;
-    // At another address: the old one may have a last connection of the old gateway in its backlog.
-    let peer = Peer::bind().await;
-    let limited = Settings { bridge_max_packet_size: Some(100), urls: vec![peer.url()], ..older };
-    let gateway = Gateway::on(hub, limited);
-    let mut connection = peer.welcome(true, &[]).await;
-    assert_eq!(drain(&mut connection, "later").await, ["last", "later"]);
-    gateway.drained().await;
-    assert!(gateway.metric("fieldgate_upstream_messages_dropped_total{upstream=\"cloud\",reason=\"too_large\"} 1"));
     gateway.stop().await;
 }
 

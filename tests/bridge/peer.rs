@@ -199,6 +199,10 @@ impl Connection {
         self.send(&Packet::Pubcomp(ack(id, ReasonCode::Success))).await;
     }
 
+    pub async fn pingresp(&mut self) {
+        self.send(&Packet::Pingresp).await;
+    }
+
     /// The next packet; [`Got::Closed`] at the end.
     pub async fn next(&mut self) -> Got {
         timeout(PATIENCE, self.read()).await.expect("a packet")

@@ -31,6 +31,8 @@ pub(super) struct Inbound<'s, 'a> {
     pub window: &'s mut Window,
     pub told: &'s mut Vec<&'static str>,
     pub topic: &'s mut String,
+    /// Of what was given up; its completion is none of a message.
+    pub refused: Option<PacketId>,
 }
 
 impl Inbound<'_, '_> {
@@ -39,7 +41,8 @@ impl Inbound<'_, '_> {
             Event::None | Event::Connected { .. } | Event::Unsubscribed { .. } => Reply::Nothing,
             Event::Refused { reason, detail } => Reply::End(End::Lost(words::refused(reason, detail, self.who))),
             Event::Disconnected { reason, detail } => {
-                Reply::End(End::Lost(words::disconnected(reason, detail, self.who)))
+                let said = words::disconnected(reason, detail, self.who);
+                Reply::End(if is_about_a_packet(reason) { End::Closed(said) } else { End::Lost(said) })
             }
             Event::Subscribed { packet_id, reasons } => {
                 self.subscribed(packet_id, reasons);
@@ -62,7 +65,7 @@ impl Inbound<'_, '_> {
                 self.link.acknowledge(packet_id);
                 self.window.acknowledged(now);
                 if reason.is_error() {
-                    self.shared.counters.drop(DropReason::Refused);
+                    self.shared.dropped(DropReason::Refused, || format!("the upstream answered \"{reason}\""));
                     let what = words::not_taken(reason);
                     self.tell("refused", |upstream| error!(upstream, "{what}; more like it are only counted"));
                 } else {
@@ -77,7 +80,7 @@ impl Inbound<'_, '_> {
             }
             Event::Completed(packet_id) => {
                 self.window.acknowledged(now);
-                if self.link.completed(packet_id) {
+                if self.link.completed(packet_id) && self.refused != Some(packet_id) {
                     self.shared.counters.sent.fetch_add(1, Ordering::Relaxed);
                 }
                 Reply::Nothing
@@ -169,6 +172,23 @@ impl Inbound<'_, '_> {
             log(&self.shared.name);
         }
     }
+}
+
+/// Whether an upstream that closes the connection for `reason` may do so for one packet that it was sent.
+fn is_about_a_packet(reason: ReasonCode) -> bool {
+    matches!(
+        reason,
+        ReasonCode::UnspecifiedError
+            | ReasonCode::MalformedPacket
+            | ReasonCode::ProtocolError
+            | ReasonCode::ImplementationSpecificError
+            | ReasonCode::NotAuthorized
+            | ReasonCode::TopicNameInvalid
+            | ReasonCode::PacketTooLarge
+            | ReasonCode::PayloadFormatInvalid
+            | ReasonCode::RetainNotSupported
+            | ReasonCode::QoSNotSupported
+    )
 }
 
 /// What is to be done about a packet, once it is not borrowed any more.

@@ -13,7 +13,7 @@ use crate::bridge::drain::{Note, Progress};
 use crate::bridge::marks;
 use crate::bridge::origin::Origin;
 use crate::bridge::rules::{Provenance, Retain, Rule, Unmapped};
-use crate::bridge::suspicion::Suspect;
+use crate::bridge::trial::Offer;
 use crate::bridge::words;
 use crate::clock::UnixMillis;
 use crate::hub::{Delivery, Outbound};
@@ -30,12 +30,14 @@ struct Crossing<'a> {
     hops: u32,
     dup: bool,
     expiry: Option<Duration>,
+    /// As what the upstream is known to take it.
+    limit: Offer,
 }
 
 impl Stream<'_> {
     /// Encodes what the session may send, as far ahead as is useful.
     pub(super) fn fill(&mut self, now: Instant) {
-        if !self.requests.is_empty() {
+        if !self.requests.is_empty() || self.is_trying(now) {
             return;
         }
         let held = self.encode_ahead(now);
@@ -69,6 +71,7 @@ impl Stream<'_> {
             }
             match self.taken.pop_front() {
                 None => {}
+                Some(outbound) if self.is_condemned(&outbound) => self.refuse(&outbound),
                 // Of a message that was lost with a damaged database, which cannot have crossed at QoS 2.
                 Some(Outbound::Release(packet_id)) if self.client.limits().maximum_qos < QoS::ExactlyOnce => {
                     self.link.completed(packet_id);
@@ -79,8 +82,8 @@ impl Stream<'_> {
                 }
                 Some(Outbound::Publish(delivery)) => {
                     let before = self.encoded.bytes.get_ref().len();
-                    match self.send(&delivery, now, wall) {
-                        Ok(()) => self.throttle.spend(self.encoded.bytes.get_ref().len() - before),
+                    match self.send(&delivery, Offer::AS_WISHED, now, wall) {
+                        Ok(_) => self.throttle.spend(self.encoded.bytes.get_ref().len() - before),
                         Err(reason) => self.give_up(&delivery, reason),
                     }
                 }
@@ -112,8 +115,14 @@ impl Stream<'_> {
         }
     }
 
-    /// Encodes one message as its rule and the upstream's limits allow.
-    fn send(&mut self, delivery: &Delivery, now: Instant, wall: UnixMillis) -> Result<(), DropReason> {
+    /// Encodes one message as its rule, the upstream's limits and `limit` allow; as what it goes.
+    pub(super) fn send(
+        &mut self,
+        delivery: &Delivery,
+        limit: Offer,
+        now: Instant,
+        wall: UnixMillis,
+    ) -> Result<Offer, DropReason> {
         self.window.crossed_at = now;
         let message = &delivery.message;
         let rules = self.rules;
@@ -131,7 +140,8 @@ impl Stream<'_> {
         if expiry.is_some_and(|left| left.is_zero()) && !dup {
             return Err(DropReason::Expired);
         }
-        let crossing = Crossing { rule, hops, dup, expiry };
+        let limit = if self.lessons.is_empty() { limit } else { limit.and(self.lesson(&rule.filter)) };
+        let crossing = Crossing { rule, hops, dup, expiry, limit };
         match self.encode(delivery, &crossing, rule.provenance, now) {
             // Better without its origin than not at all.
             Err(DropReason::TooLarge) if rule.provenance != Provenance::Omit => {
@@ -148,8 +158,8 @@ impl Stream<'_> {
         crossing: &Crossing<'_>,
         provenance: Provenance,
         now: Instant,
-    ) -> Result<(), DropReason> {
-        let (message, &Crossing { rule, hops, dup, expiry }) = (&delivery.message, crossing);
+    ) -> Result<Offer, DropReason> {
+        let (message, &Crossing { rule, hops, dup, expiry, limit }) = (&delivery.message, crossing);
         let is_5 = self.client.version().is_5();
         let origin = Origin {
             queue: &self.rules.queue,
@@ -178,8 +188,9 @@ impl Stream<'_> {
             Provenance::UserProperties => (&*message.payload, is_5),
             Provenance::Json | Provenance::Omit => (&*message.payload, false),
         };
-        let qos = delivery.qos.min(rule.qos);
-        let retain = delivery.retain && rule.retain == Retain::AsPublished;
+        let wish =
+            Offer { qos: delivery.qos.min(rule.qos), retain: delivery.retain && rule.retain == Retain::AsPublished };
+        let Offer { qos, retain } = wish.and(limit);
         let head = PublishHead {
             topic: &self.topic,
             qos,
@@ -198,24 +209,19 @@ impl Stream<'_> {
             EncodeError::FieldTooLong => DropReason::TopicTooLong,
         })?;
         let counters = &self.shared.counters;
-        if sent.qos < qos || retain && !self.client.limits().retain_available {
+        let offered = Offer { qos: sent.qos, retain: retain && self.client.limits().retain_available };
+        if offered != wish {
             counters.lowered.fetch_add(1, Ordering::Relaxed);
         }
         match delivery.packet_id {
             Some(packet_id) if sent.qos == QoS::AtMostOnce => self.encoded.lowered.push(packet_id),
-            Some(packet_id) => {
-                self.window.sent(now);
-                if self.first.is_none() {
-                    let (topic, bytes) = (message.topic.to_string(), message.size());
-                    self.first = Some(Suspect { topic, bytes, packet_id: packet_id.get() });
-                }
-            }
+            Some(_) => self.window.sent(now),
             None => _ = counters.sent.fetch_add(1, Ordering::Relaxed),
         }
         if rule.provenance != Provenance::Omit && !has_origin {
             self.without_origin(message);
         }
-        Ok(())
+        Ok(offered)
     }
 
     /// A message went out without the origin that its rule wants.
@@ -233,12 +239,12 @@ impl Stream<'_> {
         });
     }
 
-    fn give_up(&mut self, delivery: &Delivery, reason: DropReason) {
-        self.shared.counters.drop(reason);
+    pub(super) fn give_up(&mut self, delivery: &Delivery, reason: DropReason) {
         if let Some(packet_id) = delivery.packet_id {
             self.link.acknowledge(packet_id);
         }
         let (topic, bytes) = (&delivery.message.topic, delivery.message.size());
+        self.shared.dropped(reason, || format!("a message on `{topic}` ({bytes} bytes)"));
         let limit = self.client.limits().max_packet_size;
         let what = match reason {
             DropReason::TooLarge => "a message is larger than the upstream accepts and was not forwarded",

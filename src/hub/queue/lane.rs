@@ -12,7 +12,7 @@ mod tail;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Age, Delivery, Depth, Incoming, Orphan, Outbound, PacketId, QueueLimits, expires_at};
+use super::{Age, Delivery, Depth, Incoming, Orphan, Outbound, PacketId, QueueLimits, Unanswered, expires_at};
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
@@ -419,6 +419,18 @@ impl Lane {
     /// What was sent, on this connection or an earlier one, and is not over.
     pub fn begun(&self) -> usize {
         self.inflight.len()
+    }
+
+    /// The first of what was sent on this connection that the peer has not answered.
+    pub fn unanswered(&self) -> Option<Unanswered> {
+        self.inflight.iter().take(self.resent).find_map(|entry| {
+            let message = match &entry.state {
+                InflightState::Published(incoming) => Some(incoming.message.clone()),
+                InflightState::Released => None,
+                InflightState::Releasing(_) | InflightState::Done => return None,
+            };
+            Some(Unanswered { packet_id: self.identifier(entry.sequence), message })
+        })
     }
 
     /// Whether there is nothing to send, now or once something has reached the disk.

@@ -86,6 +86,14 @@ pub struct Delivery {
     pub identifiers: Option<Arc<[u32]>>,
 }
 
+/// A packet that was sent on a connection and that the peer has not answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unanswered {
+    pub packet_id: PacketId,
+    /// `None` for a PUBREL.
+    pub message: Option<Arc<Message>>,
+}
+
 /// A message to be queued, with what its subscription makes of it.
 #[derive(Clone, Debug)]
 pub struct Incoming {
@@ -310,6 +318,11 @@ impl Queue {
     /// What is not yet acknowledged of what was sent on this connection.
     pub fn outstanding(&self) -> usize {
         self.lanes.iter().map(Lane::outstanding).sum()
+    }
+
+    /// The first of each lane that the peer has not answered of what was sent on this connection.
+    pub fn unanswered(&self) -> Vec<Unanswered> {
+        self.lanes.iter().filter_map(Lane::unanswered).collect()
     }
 
     /// This queue's part of the memory that messages take, in bytes.

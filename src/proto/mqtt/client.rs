@@ -435,6 +435,17 @@ impl<R> Client<R> {
         self.write(&Packet::Pubrel(Ack::new(packet_id, ReasonCode::Success)), now, out);
     }
 
+    /// Appends a PINGREQ, out of turn; see [`Client::is_answered`].
+    pub fn ping(&mut self, now: Instant, out: &mut Vec<u8>) {
+        self.ping_sent = Some(now);
+        self.write(&Packet::Pingreq, now, out);
+    }
+
+    /// Whether something has come since the last PINGREQ.
+    pub fn is_answered(&self) -> bool {
+        self.ping_sent.is_none()
+    }
+
     /// Answers a PUBLISH or PUBREL: now, or once `receipt` is done and its turn has come ([`Client::flush_acks`]).
     pub fn acknowledge(
         &mut self,
@@ -528,8 +539,7 @@ impl<R> Client<R> {
         if self.ping_sent.is_some() {
             return silent("the server did not answer a PINGREQ in time");
         }
-        self.ping_sent = Some(now);
-        self.write(&Packet::Pingreq, now, out);
+        self.ping(now, out);
         Ok(())
     }
 
