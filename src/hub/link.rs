@@ -430,7 +430,7 @@ impl Link {
         self.state().map_or(Vec::new(), |state| state.queue.unanswered())
     }
 
-    /// QoS 1 and 2 messages that wait to be sent, live ones aside where a share of the connection is theirs.
+    /// QoS 1 and 2 messages that are to be sent on this connection, live ones aside where a share of it is theirs.
     pub fn backlog(&self) -> u64 {
         self.state().map_or(0, |state| state.queue.backlog())
     }

@@ -156,6 +156,13 @@ impl Lane {
         self.waiting_bytes + self.lossy_bytes + self.tail.map_or(0, |tail| tail.bytes) + unacknowledged.sum::<u64>()
     }
 
+    /// QoS 1 and 2 messages that are to be sent: those that wait, and those that an earlier connection, or the gateway
+    /// before it was restarted, may have sent. For people, who do not ask often.
+    pub fn unsent(&self) -> u64 {
+        let begun = self.inflight.iter().skip(self.resent);
+        self.depth().messages + begun.filter(|entry| matches!(entry.state, InflightState::Published(_))).count() as u64
+    }
+
     /// Messages and bytes that wait in memory: what a slow connection makes grow.
     pub fn pressure(&self) -> (usize, u64) {
         (self.waiting.len() + self.lossy.len(), self.waiting_bytes + self.lossy_bytes)

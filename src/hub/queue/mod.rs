@@ -304,10 +304,10 @@ impl Queue {
         self.lanes.iter().map(Lane::pressure).fold((0, 0), |most, lane| (most.0.max(lane.0), most.1.max(lane.1)))
     }
 
-    /// QoS 1 and 2 messages that wait to be sent, except those that are live.
+    /// QoS 1 and 2 messages that are to be sent on this connection, except those that are live.
     pub fn backlog(&self) -> u64 {
         let backlogs = Priority::ALL.iter().filter_map(|priority| self.lanes.get(priority.lane()));
-        backlogs.map(|lane| lane.depth().messages).sum()
+        backlogs.map(Lane::unsent).sum()
     }
 
     /// Whether there is nothing to send, now or once something has reached the disk.

@@ -265,6 +265,27 @@ fn a_restored_queue_repeats_what_may_have_been_sent_under_the_same_identifiers()
 }
 
 #[test]
+fn what_may_have_been_sent_before_a_restart_is_backlog_until_it_is_sent_again() {
+    let found = QueueSummary { lane: 0, first: Some(0), last: Some(3), messages: 4, bytes: 4 };
+    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], 3), ..Bench::new(true) };
+    let mut source = Bench::new(true);
+    for spelled in ["2r", "1a", "1b", "1c"] {
+        source.push(spelled);
+    }
+    let mut page = stored(&source.ops, 0..4);
+    page[0].state = StoredState::Released;
+    assert_eq!(bench.queue.backlog(), 4);
+    assert_eq!(bench.wants_page(), Some(0));
+    bench.queue.page_in(0, page, true);
+    bench.queue.rewind();
+    assert_eq!(bench.queue.backlog(), 3, "of what is released its receiver has the message");
+    assert_eq!(bench.take_up_to(2), "!1 a#2+");
+    assert_eq!(bench.queue.backlog(), 2);
+    assert_eq!(bench.take(), "b#3+ c#4+");
+    assert_eq!(bench.queue.backlog(), 0, "although nothing is acknowledged");
+}
+
+#[test]
 fn behind_a_hole_wider_than_the_identifiers_nothing_counts_as_sent_and_all_is_acknowledged() {
     let found = QueueSummary { lane: 0, first: Some(0), last: Some(65_541), messages: 3, bytes: 2 };
     let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], 9), ..Bench::new(true) };
