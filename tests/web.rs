@@ -75,8 +75,9 @@ impl Controls for Desk {
         let depth = Depth { messages: 5, bytes: 500, max_messages: 1000, max_bytes: 1 << 20 };
         let paused = self.0.paused.load(Ordering::Relaxed);
         let name = "cloud".to_owned();
+        let dropped = [("queue_full", 3), ("looped", 0)].into();
         let backlog = Some(Backlog { messages: 4, rate: 2.0, seconds_left: Some(2) });
-        vec![Upstream { name, paused, state: "connected", connection: "lazy", depth, backlog }]
+        vec![Upstream { name, paused, state: "connected", connection: "lazy", depth, dropped, backlog }]
     }
 
     fn switch_upstream(&self, name: &str, to: Switch) -> Result<(), ControlError> {
@@ -291,6 +292,7 @@ async fn an_upstream_is_cut_and_restored() {
     for (action, paused) in [("pause", true), ("resume", false), ("pause", true), ("connect", false)] {
         assert_eq!(gateway.post(&format!("/api/v1/upstreams/cloud/{action}"), "").await.status, 204);
         let upstream = &gateway.get("/api/v1/upstreams").await.json()["upstreams"][0];
+        assert_eq!(upstream["dropped"], json!({ "queue_full": 3, "looped": 0 }));
         assert_eq!(upstream["backlog"], json!({ "messages": 4, "rate": 2.0, "seconds_left": 2 }));
         assert_eq!((&upstream["paused"], &upstream["queue"]["messages"]), (&json!(paused), &json!(5)));
         assert_eq!(upstream["status"]["health"], "good");
@@ -352,6 +354,24 @@ async fn sessions_and_traffic_are_listed() {
     assert_eq!((&adapter["face"], &adapter["connected"]), (&json!("adapter"), &json!(true)));
     assert_eq!(adapter["subscriptions"], json!(["devices/meter/+/set"]));
     assert!(answer["received_per_second"].is_number());
+    assert_eq!(answer["dropped_by_reason"]["queue_full"], 0);
+}
+
+#[tokio::test]
+async fn a_session_is_found_by_what_tells_it_apart() {
+    let gateway = Gateway::start(LOOPBACK).await;
+    let _adapters = [gateway.attach("bus1", "devices/meter/+/set"), gateway.attach("bus2", "devices/Pump/+/set")];
+    let check = async |search: &str, expected: &[&str]| {
+        let answer = gateway.get(&format!("/api/v1/clients?search={search}")).await.json();
+        let ids: Vec<_> =
+            answer["clients"].as_array().unwrap().iter().map(|client| client["client_id"].clone()).collect();
+        assert_eq!(ids, expected, "{search}");
+        assert_eq!((&answer["found"], &answer["total"]), (&json!(expected.len()), &json!(3)), "{search}");
+    };
+    check("BUS", &["bus1", "bus2"]).await;
+    check("pump", &["bus2"]).await;
+    check("adapter", &["bus1", "bus2"]).await;
+    check("nobody", &[]).await;
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::drain::Progress;
 use super::settings::Connection;
 use crate::clock::UnixMillis;
-use crate::hub::{Face, Hub};
+use crate::hub::{Face, Hub, Losses, WhenFull};
 use crate::observe::{Health, Kind, Metrics, Observe, Status};
 use crate::tls::ClientTls;
 
@@ -139,11 +139,17 @@ impl Condition {
         self.progress = None;
     }
 
-    /// `expires` says whether a certificate does soon.
-    fn health(&self, expires: bool) -> Health {
+    /// `needs_attention` says whether a certificate expires soon, or messages are lost.
+    fn health(&self, needs_attention: bool) -> Health {
         match (self.phase, &self.reason) {
-            (phase, _) if phase.is_rest() => Health::Paused,
-            (Phase::Connected, None) if !expires => Health::Good,
+            (phase, _) if phase.is_rest() => {
+                if needs_attention {
+                    Health::Degraded
+                } else {
+                    Health::Paused
+                }
+            }
+            (Phase::Connected, None) if !needs_attention => Health::Good,
             (Phase::Connected, _) => Health::Degraded,
             (Phase::Starting | Phase::Connecting, None) => Health::Starting,
             _ => Health::Down,
@@ -242,7 +248,29 @@ struct Report<'a> {
 impl Shared {
     /// What a person should look at: why the upstream is not connected, or what will end it.
     fn reason(&self, condition: &Condition) -> Option<String> {
-        condition.reason.clone().or_else(|| self.expiry_notice())
+        let reason = condition.reason.clone().or_else(|| self.expiry_notice());
+        match (self.losses().lacking.map(loss_notice), reason) {
+            (Some(loss), Some(reason)) => Some(format!("{loss}; {reason}")),
+            (loss, reason) => loss.or(reason),
+        }
+    }
+
+    fn losses(&self) -> Losses {
+        self.hub.losses(Face::Upstream, &self.session).unwrap_or_default()
+    }
+
+    /// Messages that did not cross the bridge since the start, by reason: out of the queue, or on the way.
+    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
+        let on_the_way = DropReason::ALL.iter().zip(&self.counters.dropped);
+        let mut all: Vec<_> =
+            on_the_way.map(|(reason, count)| (reason.name(), count.load(Ordering::Relaxed))).collect();
+        for (reason, count) in self.losses().by_reason {
+            match all.iter_mut().find(|(name, _)| *name == reason) {
+                Some((_, sum)) => *sum += count,
+                None => all.push((reason, count)),
+            }
+        }
+        all
     }
 
     /// What to tell a person about certificates that expire.
@@ -320,9 +348,12 @@ impl Observe for Shared {
         facts.extend(condition.progress.map(|progress| ("backlog", progress.to_string())));
         facts.push(("sent", count(&self.counters.sent)));
         facts.push(("received", count(&self.counters.received)));
+        facts.extend(spell(&self.dropped()).map(|dropped| ("dropped", dropped)));
         facts.extend(condition.next_attempt.map(|at| ("next attempt", at.to_string())));
         // Said already where it is why there is no connection.
-        if let Some((at, error)) = condition.last_error.as_ref().filter(|(_, error)| reason.as_ref() != Some(error)) {
+        if let Some((at, error)) =
+            condition.last_error.as_ref().filter(|(_, error)| condition.reason.as_ref() != Some(error))
+        {
             facts.push(("last error", format!("{at}: {error}")));
         }
         let dropped = self.counters.dropped.iter().map(|count| count.load(Ordering::Relaxed)).sum::<u64>();
@@ -336,7 +367,7 @@ impl Observe for Shared {
             kind: Kind::Upstream,
             name: self.name.clone(),
             parent: None,
-            health: condition.health(self.expiry_notice().is_some()),
+            health: condition.health(self.expiry_notice().is_some() || self.losses().lacking.is_some()),
             reason,
             since: condition.since,
             facts,
@@ -346,7 +377,7 @@ impl Observe for Shared {
     fn collect(&self, metrics: &mut Metrics) {
         let upstream = [("upstream", self.name.as_str())];
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counters { connections, failures, sent, received, held_back_nanos, lowered, without_provenance, dropped } =
+        let Counters { connections, failures, sent, received, held_back_nanos, lowered, without_provenance, .. } =
             &self.counters;
         let condition = self.condition.lock().clone();
         let phase = condition.phase;
@@ -386,12 +417,30 @@ impl Observe for Shared {
             let help = "1 for what the upstream is doing, 0 for what it is not.";
             metrics.gauge("fieldgate_upstream_state", help, &labels, f64::from(phase == possible));
         }
-        for (reason, value) in DropReason::ALL.iter().zip(dropped) {
-            let labels = [("upstream", self.name.as_str()), ("reason", reason.name())];
-            let help = "Messages that did not cross the bridge, by reason.";
-            metrics.counter("fieldgate_upstream_messages_dropped_total", help, &labels, count(value));
+        for (reason, value) in self.dropped() {
+            let labels = [("upstream", self.name.as_str()), ("reason", reason)];
+            let help =
+                "Messages that did not cross the bridge, by reason; what its queue gave up counts for the hub too.";
+            metrics.counter("fieldgate_upstream_messages_dropped_total", help, &labels, value);
         }
     }
+}
+
+/// What a queue without room does, for people.
+fn loss_notice((lacking, when_full): (&'static str, WhenFull)) -> String {
+    let loss = match when_full {
+        WhenFull::DropOldest => "the oldest messages are given up for new ones",
+        WhenFull::DropNewest => "new messages are given up",
+        WhenFull::Reject => "new messages are refused to their publishers",
+    };
+    format!("{lacking}: {loss}")
+}
+
+/// `1200 queue full, 3 too large`; `None` where nothing was dropped.
+fn spell(dropped: &[(&str, u64)]) -> Option<String> {
+    let words = dropped.iter().filter(|(_, count)| *count > 0);
+    let words: Vec<_> = words.map(|(reason, count)| format!("{count} {}", reason.replace('_', " "))).collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// How much waits for an upstream, also for one that is not configured any more.

@@ -242,6 +242,11 @@ impl Handle {
         self.shared.queued()
     }
 
+    /// Messages that did not cross since the start, by reason.
+    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
+        self.shared.dropped()
+    }
+
     /// How its backlog goes, while it has one and is connected.
     pub fn progress(&self) -> Option<Progress> {
         self.shared.condition.lock().progress

@@ -60,8 +60,9 @@ impl Session {
         if expired == 0 {
             return;
         }
-        self.counters.dropped.fetch_add(expired, Ordering::Relaxed);
-        counters.dropped_expired.fetch_add(expired, Ordering::Relaxed);
+        for drops in [&self.counters.dropped, &counters.dropped] {
+            drops.expired.fetch_add(expired, Ordering::Relaxed);
+        }
         self.expired.last.store(now.0, Ordering::Relaxed);
         if self.expired.messages.fetch_add(expired, Ordering::Relaxed) == 0 {
             let (face, client_id) = (self.face.name(), &self.client_id);
@@ -181,7 +182,7 @@ mod tests {
                 sweep(&hub, later);
                 queued(&hub, "away") == kept && stored(&hub) == kept
             });
-            assert_eq!(hub.counters().dropped_expired.load(Ordering::Relaxed), 90 - kept);
+            assert_eq!(hub.counters().dropped.expired.load(Ordering::Relaxed), 90 - kept);
             let mut link = client(&hub, "away", "a/#");
             if !restarted {
                 let expected: Vec<u32> = (0..90).filter(|number: &u32| !number.is_multiple_of(3)).collect();
@@ -205,7 +206,7 @@ mod tests {
             sweep(&hub, older);
             queued(&hub, "away") == 0 && stored(&hub) == 0
         });
-        assert_eq!(hub.counters().dropped_expired.load(Ordering::Relaxed), 50);
+        assert_eq!(hub.counters().dropped.expired.load(Ordering::Relaxed), 50);
         // The queue goes on as ever.
         publish(&hub, 100..130);
         assert_eq!(drain(&mut client(&hub, "away", "a/#"), 30), (100..130).collect::<Vec<_>>());
@@ -235,7 +236,7 @@ mod tests {
         let mut here = client(&hub, "here", "a/#");
         publish(&hub, 20..25);
         assert_eq!(queued(&hub, "away"), 20);
-        assert_eq!(hub.counters().dropped_store_full.load(Ordering::Relaxed), 5);
+        assert_eq!(hub.counters().dropped.store_full.load(Ordering::Relaxed), 5);
         assert_eq!(drain(&mut here, 5), (20..25).collect::<Vec<_>>(), "whoever keeps up needs no disk");
         drain(&mut client(&hub, "away", "a/#"), 20);
         until("room", || !hub.store().unwrap().is_full());

@@ -54,7 +54,7 @@ pub use pressure::Pressure;
 pub use queue::{
     Delivery, Order, Outbound, PacketId, Precedence, Priority, QueueLimits, Unanswered, WhenFull, stream_name,
 };
-pub use report::{Counters, SessionSummary, Traffic};
+pub use report::{Counters, Drops, Losses, SessionSummary, Traffic};
 pub use session::{Face, SessionExpiry};
 pub use settings::{Attach, Limits, RetainHandling, Settings, SubscribeOptions, Will};
 
@@ -256,7 +256,7 @@ impl Hub {
         self.0.counters.received.fetch_add(1, Ordering::Relaxed);
         // There is nobody to refuse it to, and stored sessions that want it cannot have it.
         let is_lost = message.qos != QoS::AtMostOnce && self.awaits_store();
-        self.0.counters.dropped_store_full.fetch_add(u64::from(is_lost), Ordering::Relaxed);
+        self.0.counters.dropped.store_full.fetch_add(u64::from(is_lost), Ordering::Relaxed);
         let targets = self.targets(message.topic.as_str());
         self.deliver(&targets, &[(message, None)], None, &mut Vec::new());
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Hub;
 use super::session::{Face, Session};
+use super::{Hub, WhenFull};
 use crate::clock::UnixMillis;
 use crate::observe::{Metrics, Observe, Status};
 
@@ -46,12 +46,8 @@ pub struct Counters {
     pub expired_sessions: AtomicU64,
     pub received: AtomicU64,
     pub sent: AtomicU64,
-    pub dropped_queue_full: AtomicU64,
-    /// As the memory for all queues is used up.
-    pub dropped_memory_full: AtomicU64,
-    /// As the store has reached its limit.
-    pub dropped_store_full: AtomicU64,
-    pub dropped_expired: AtomicU64,
+    /// Given up out of queues, or on the way into them.
+    pub dropped: Drops,
     pub dropped_retained_full: AtomicU64,
     /// Refused to their publishers, as a queue with `when_full: reject` has no room.
     pub refused_queue_full: AtomicU64,
@@ -65,20 +61,50 @@ pub struct Counters {
     pub denied_subscribe: AtomicU64,
 }
 
+/// Messages that a queue, or all of them, have given up, by reason.
+#[derive(Debug, Default)]
+pub struct Drops {
+    pub queue_full: AtomicU64,
+    /// As the memory for all queues is used up.
+    pub memory_full: AtomicU64,
+    /// As the store has reached its limit.
+    pub store_full: AtomicU64,
+    pub expired: AtomicU64,
+}
+
+impl Drops {
+    pub fn by_reason(&self) -> [(&'static str, u64); 4] {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("queue_full", count(&self.queue_full)),
+            ("memory_full", count(&self.memory_full)),
+            ("store_full", count(&self.store_full)),
+            ("expired", count(&self.expired)),
+        ]
+    }
+
+    pub fn total(&self) -> u64 {
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// What a queue has given up, and why it still does.
+#[derive(Clone, Debug, Default)]
+pub struct Losses {
+    pub by_reason: [(&'static str, u64); 4],
+    /// What is full, while that goes on, and what happens to messages then.
+    pub lacking: Option<(&'static str, WhenFull)>,
+}
+
 impl Counters {
     /// Messages given up, for whatever reason.
     pub fn dropped(&self) -> u64 {
-        self.dropped_by_reason().iter().map(|(_, counter)| counter.load(Ordering::Relaxed)).sum()
+        self.dropped_by_reason().iter().map(|(_, count)| count).sum()
     }
 
-    fn dropped_by_reason(&self) -> [(&'static str, &AtomicU64); 5] {
-        [
-            ("queue_full", &self.dropped_queue_full),
-            ("memory_full", &self.dropped_memory_full),
-            ("store_full", &self.dropped_store_full),
-            ("expired", &self.dropped_expired),
-            ("retained_full", &self.dropped_retained_full),
-        ]
+    pub fn dropped_by_reason(&self) -> [(&'static str, u64); 5] {
+        let [queue, memory, store, expired] = self.dropped.by_reason();
+        [queue, memory, store, expired, ("retained_full", self.dropped_retained_full.load(Ordering::Relaxed))]
     }
 }
 
@@ -100,9 +126,20 @@ impl Hub {
 
     /// Messages waiting or unacknowledged in one session's queue, and their bytes; `None` where there is no such session.
     pub fn queued(&self, face: Face, client_id: &str) -> Option<(u64, u64)> {
-        let session = self.0.sessions.lock().get(&(face, client_id.into())).cloned()?;
+        let session = self.session(face, client_id)?;
         let state = session.state.lock();
         Some((state.queue.len(), state.queue.bytes()))
+    }
+
+    /// What one session's queue has given up; `None` where there is no such session.
+    pub fn losses(&self, face: Face, client_id: &str) -> Option<Losses> {
+        let session = self.session(face, client_id)?;
+        let lacking = session.lacking(self.store()).map(|what| (what, session.limits().when_full));
+        Some(Losses { by_reason: session.counters.dropped.by_reason(), lacking })
+    }
+
+    fn session(&self, face: Face, client_id: &str) -> Option<Arc<Session>> {
+        self.0.sessions.lock().get(&(face, client_id.into())).cloned()
     }
 }
 
@@ -124,7 +161,7 @@ fn summary(session: &Session) -> SessionSummary {
         inflight: state.queue.outstanding() as u64,
         sent: count(&session.counters.sent),
         received: count(&session.counters.received),
-        dropped: count(&session.counters.dropped),
+        dropped: session.counters.dropped.total(),
     }
 }
 
@@ -141,8 +178,8 @@ impl Observe for Hub {
         let sent = "Messages handed to receivers.";
         metrics.counter("fieldgate_hub_messages_sent_total", sent, &[], count(&counters.sent));
         let dropped = "Messages given up, by reason.";
-        for (reason, counter) in counters.dropped_by_reason() {
-            metrics.counter("fieldgate_hub_messages_dropped_total", dropped, &[("reason", reason)], count(counter));
+        for (reason, count) in counters.dropped_by_reason() {
+            metrics.counter("fieldgate_hub_messages_dropped_total", dropped, &[("reason", reason)], count);
         }
         let refused = "Messages refused to their publishers by `when_full: reject`, by reason.";
         for (reason, counter) in [

@@ -14,7 +14,7 @@ use super::attachment::{Attachment, Fate};
 use super::expiry::Episode;
 use super::memory::{Account, Memory};
 use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits, WhenFull};
-use super::{Counters, PacketId, SubscribeOptions, Will};
+use super::{Counters, Drops, PacketId, SubscribeOptions, Will};
 use crate::clock::UnixMillis;
 use crate::message::QoS;
 use crate::signal::Signal;
@@ -89,7 +89,7 @@ pub(super) struct Session {
 pub(super) struct SessionCounters {
     pub sent: AtomicU64,
     pub received: AtomicU64,
-    pub dropped: AtomicU64,
+    pub dropped: Drops,
 }
 
 /// How many messages may wait for a connection that keeps up: about what it takes at once.
@@ -282,22 +282,21 @@ impl Session {
         let backlog = state.queue.pressure();
         // Asked only to end an episode of losses, which most queues never have.
         let may_recover = shortage != Some(Shortage::Disk) && !state.account.is_tight();
-        let has_room = self.overflow.load(Ordering::Relaxed) > 0 && may_recover && {
-            let half = QueueLimits { max_messages: limits.max_messages / 2, max_bytes: limits.max_bytes / 2, ..limits };
-            !state.queue.is_full(0, &half)
-        };
+        let has_room =
+            self.overflow.load(Ordering::Relaxed) > 0 && may_recover && { !state.queue.is_full(0, &half(limits)) };
         drop(state);
         if connected {
             self.signal.raise();
         }
         if dropped > 0 {
-            self.counters.dropped.fetch_add(dropped, Ordering::Relaxed);
-            let counter = match shortage {
-                Some(Shortage::Disk) => &counters.dropped_store_full,
-                Some(Shortage::Memory) => &counters.dropped_memory_full,
-                None => &counters.dropped_queue_full,
-            };
-            counter.fetch_add(dropped, Ordering::Relaxed);
+            for drops in [&self.counters.dropped, &counters.dropped] {
+                let counter = match shortage {
+                    Some(Shortage::Disk) => &drops.store_full,
+                    Some(Shortage::Memory) => &drops.memory_full,
+                    None => &drops.queue_full,
+                };
+                counter.fetch_add(dropped, Ordering::Relaxed);
+            }
         }
         if refused > 0 {
             self.note_refused(refused, shortage, counters);
@@ -343,6 +342,17 @@ impl Session {
             let QueueLimits { max_messages, max_bytes, .. } = self.limits();
             warn!(face, %client_id, max_messages, max_bytes, "{full}, messages are refused to their publishers");
         }
+    }
+
+    /// What is full, while messages find no room here. Over once there is room, although nothing has come since to log it.
+    pub fn lacking(&self, store: Option<&Store>) -> Option<&'static str> {
+        if self.overflow.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let state = self.state.lock();
+        let shortage = self.shortage(&state, store);
+        let lacks = shortage.is_some() || state.queue.is_full(0, &half(self.limits()));
+        lacks.then(|| what_is_full(shortage))
     }
 
     /// Logs the beginning and the end of an episode in which messages found no room.
@@ -496,11 +506,16 @@ pub(super) fn submit(store: Option<&Store>, ops: &mut Vec<Op>, due: Due) {
 
 /// From one look to the next: messages sent, and bytes that wait.
 /// Where room is wanted, with the keys that give more.
+/// A queue that was full has room again below half of its limits.
+fn half(limits: QueueLimits) -> QueueLimits {
+    QueueLimits { max_messages: limits.max_messages / 2, max_bytes: limits.max_bytes / 2, ..limits }
+}
+
 fn what_is_full(shortage: Option<Shortage>) -> &'static str {
     match shortage {
         Some(Shortage::Disk) => "the database or its disk is full (`store.max_size`, `store.max_messages`)",
         Some(Shortage::Memory) => "the memory for all queues is used up (`limits.max_queue_memory`)",
-        None => "a queue is full",
+        None => "the queue is full",
     }
 }
 

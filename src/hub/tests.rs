@@ -457,7 +457,7 @@ fn a_full_database_binds_the_queues_that_grow_on_it_each_by_its_policy() {
             std::thread::yield_now();
         }
     }
-    let dropped = || hub.counters().dropped_store_full.load(Ordering::Relaxed);
+    let dropped = || hub.counters().dropped.store_full.load(Ordering::Relaxed);
     let kept = |name| hub.queued(Face::Mqtt, name).unwrap().0;
     let before = kept("DropNewest");
 

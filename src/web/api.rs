@@ -1,5 +1,6 @@
 //! The HTTP API under `/api/v1`, metrics and health. `api.md` is its description for users; change both together.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +28,7 @@ use super::live::{self, CommandError};
 use super::log::{Line, level_from_name};
 use super::ticker::Samples;
 use super::values::Snapshot;
-use super::views::{Component, ControlError, Session, Switch, Traffic, UpstreamView, overall, sessions};
+use super::views::{Component, ControlError, Sessions, Switch, Traffic, UpstreamView, overall};
 use super::{App, pages};
 use crate::observe::{Health, Kind, Metrics, Status};
 
@@ -126,25 +127,37 @@ async fn get_values(State(app): State<Arc<App>>) -> Response {
     fresh(&Answer { time: app.clock().now().to_string(), values, left_off })
 }
 
-async fn get_clients(State(app): State<Arc<App>>) -> Response {
+#[derive(Deserialize)]
+struct ClientsQuery {
+    #[serde(default)]
+    search: String,
+}
+
+async fn get_clients(
+    State(app): State<Arc<App>>,
+    query: Result<Query<ClientsQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
     #[derive(Serialize)]
     struct Answer<'a> {
-        clients: Vec<Session>,
-        total: usize,
-        connected: usize,
+        #[serde(flatten)]
+        sessions: Sessions,
         received_per_second: f64,
         sent_per_second: f64,
         dropped: u64,
+        dropped_by_reason: BTreeMap<&'static str, u64>,
         /// Messages received and sent in each of the last seconds, oldest first.
         history: &'a [(u64, u64)],
     }
-    let (clients, total, connected) = sessions(&app.parts.hub, MAX_SESSIONS);
-    let dropped = Traffic::of(&app.parts.hub).dropped;
+    let hint = "Give search=WORD, a part of a client id, user, address, face or topic filter; it may be left out.";
+    let Query(query) = query.map_err(|rejection| ApiError::bad_request(rejection.body_text(), hint))?;
+    let sessions = Sessions::search(&app.parts.hub, &query.search, MAX_SESSIONS);
+    let counters = app.parts.hub.counters();
+    let (dropped, dropped_by_reason) = (counters.dropped(), counters.dropped_by_reason().into());
     let mut samples = app.samples.lock();
     let (received_per_second, sent_per_second) = samples.rates();
     let Samples { traffic, .. } = &mut *samples;
     let history = &*traffic.make_contiguous();
-    fresh(&Answer { clients, total, connected, received_per_second, sent_per_second, dropped, history })
+    Ok(fresh(&Answer { sessions, received_per_second, sent_per_second, dropped, dropped_by_reason, history }))
 }
 
 /// The upstreams as `/upstreams` and the event of that name give them.
@@ -172,6 +185,7 @@ pub fn upstreams(app: &App, with: With) -> UpstreamsView {
             connection: upstream.connection,
             status: status.map(Component::from),
             queue: upstream.depth,
+            dropped: upstream.dropped,
             backlog: upstream.backlog,
             outlook: samples.uplinks.outlook(&upstream.name),
             history: if with == With::History { samples.uplinks.history(&upstream.name) } else { Vec::new() },

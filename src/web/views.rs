@@ -1,5 +1,6 @@
 //! What the web floor needs from the gateway it stands in, and the state of things in the words of the API.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,6 +47,8 @@ pub struct Upstream {
     /// When it is to be connected, in the word of the configuration.
     pub connection: &'static str,
     pub depth: Depth,
+    /// Messages that did not cross since the start, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
     /// While one drains.
     pub backlog: Option<Backlog>,
 }
@@ -97,12 +100,37 @@ pub struct Session {
 /// Topic filters shown of one session.
 const MAX_FILTERS: usize = 20;
 
-/// How many sessions there are, and the first `limit` of them: connected ones first.
-pub fn sessions(hub: &Hub, limit: usize) -> (Vec<Session>, usize, usize) {
-    let mut all = hub.sessions();
-    let (total, connected) = (all.len(), all.iter().filter(|session| session.connected).count());
-    all.sort_by_key(|session| !session.connected);
-    (all.into_iter().take(limit).map(Session::from).collect(), total, connected)
+/// Sessions for people to look at.
+#[derive(Debug, Serialize)]
+pub struct Sessions {
+    clients: Vec<Session>,
+    total: usize,
+    connected: usize,
+    /// How many have what was searched for; `clients` are the first of them.
+    found: usize,
+}
+
+impl Sessions {
+    /// At most `limit` of the sessions that have `word` in what tells them apart, connected ones first.
+    pub fn search(hub: &Hub, word: &str, limit: usize) -> Self {
+        let mut all = hub.sessions();
+        let (total, connected) = (all.len(), all.iter().filter(|session| session.connected).count());
+        let word = word.to_lowercase();
+        if !word.is_empty() {
+            all.retain(|session| has(session, &word));
+        }
+        all.sort_by_key(|session| !session.connected);
+        let found = all.len();
+        Self { clients: all.into_iter().take(limit).map(Session::from).collect(), total, connected, found }
+    }
+}
+
+/// Whether a session has `word`, in lower case, in its client id, user, address, face or topic filters.
+fn has(session: &SessionSummary, word: &str) -> bool {
+    let names =
+        [Some(&*session.client_id), session.user.as_deref(), session.peer.as_deref(), Some(session.face.name())];
+    let filters = session.subscriptions.iter().map(|filter| &**filter);
+    names.into_iter().flatten().chain(filters).any(|text| text.to_lowercase().contains(word))
 }
 
 impl From<SessionSummary> for Session {
@@ -194,6 +222,7 @@ pub struct UpstreamView {
     /// `None` when it tells nothing of itself.
     pub status: Option<Component>,
     pub queue: Depth,
+    pub dropped: BTreeMap<&'static str, u64>,
     pub backlog: Option<Backlog>,
     pub outlook: Outlook,
     /// Messages in the queue, one sample a second, oldest first; empty in events.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fieldgate::bridge::schedule::{Cron, Schedule, Zone};
 use fieldgate::bridge::{Connection, Phase, Settings};
-use fieldgate::hub::{Attach, Face, Hub, Link, Outbound, SubscribeOptions};
+use fieldgate::hub::{Attach, Face, Hub, Link, Outbound, QueueLimits, SubscribeOptions, WhenFull};
 use fieldgate::message::QoS;
 use fieldgate::observe::{Health, Observe};
 use fieldgate::proto::mqtt::ReasonCode;
@@ -108,6 +108,33 @@ async fn a_manual_upstream_connects_when_it_is_told_to_and_a_successor_does_as_w
     gateway.handle.set_paused(true);
     assert_eq!(connection.next().await, Got::Disconnect(ReasonCode::Success));
     gateway.rests(Phase::Paused).await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_upstream_says_that_its_queue_is_full_and_what_it_has_given_up() {
+    let peer = Peer::bind().await;
+    let queue = Some(QueueLimits { max_messages: 10, when_full: WhenFull::DropOldest, ..QueueLimits::default() });
+    let full = Settings { connection: Connection::Manual, queue, ..settings(&peer) };
+    let mut gateway = Gateway::start(full);
+    gateway.rests(Phase::Paused).await;
+    gateway.publish_numbers(0..10).await;
+    let look = |gateway: &Gateway| {
+        let status = gateway.handle.statuses().remove(0);
+        let dropped = status.facts.into_iter().find(|(name, _)| *name == "dropped").map(|(_, value)| value);
+        (status.health, status.reason.unwrap_or_default(), dropped)
+    };
+    let resting = "connects when an operator says so (`connection: manual`)";
+    assert_eq!(look(&gateway), (Health::Paused, resting.to_owned(), None));
+    gateway.publish_numbers(10..13).await;
+    let lossy = format!("the queue is full: the oldest messages are given up for new ones; {resting}");
+    assert_eq!(look(&gateway), (Health::Degraded, lossy, Some("3 queue full".into())));
+    assert!(gateway.metric("fieldgate_upstream_messages_dropped_total{upstream=\"cloud\",reason=\"queue_full\"} 3"));
+    assert!(gateway.metric("fieldgate_upstream_messages_dropped_total{upstream=\"cloud\",reason=\"looped\"} 0"));
+    gateway.handle.connect();
+    let mut connection = peer.welcome(false, &[]).await;
+    assert_eq!(super::drain(&mut connection, "12").await, numbers(3..13));
+    until("there is room", || look(&gateway) == (Health::Good, String::new(), Some("3 queue full".into()))).await;
     gateway.stop().await;
 }
 

@@ -1,37 +1,48 @@
 // The broker: how much goes through, who is connected, what waits for whom.
 
 import { levelChart } from './charts.js';
-import { arrange, bytes, duration, emptyState, explain, h, healthBadge, number, plural, rate, setAttribute, setProse, setText } from './dom.js';
+import {
+  arrange, bytes, duration, emptyState, explain, h, healthBadge, number, plural, rate, sentence, setAttribute, setProse, setText,
+} from './dom.js';
 import { showFacts } from './overview.js';
 import { now, on, request, state } from './store.js';
 
 const REFRESH = 2000;
+// Rows shown before somebody asks for more.
+const FIRST_ROWS = 50;
 
 export function broker(root) {
   const figures = ['Connected', 'Sessions', 'Messages in', 'Messages out', 'Dropped'].map((label) => {
     const value = h('dd', {}, '–');
-    return { value, element: h('div', {}, h('dt', {}, label), h('div', { class: 'figure' }, value)) };
+    const note = h('p', { class: 'muted small' });
+    return { value, note, element: h('div', {}, h('dt', {}, label), h('div', { class: 'figure' }, value), note) };
   });
   const chart = levelChart({ label: 'Messages per second', unit: 'messages per second', names: ['in', 'out'] });
-  const sessions = sessionTable();
+  const sessions = sessionTable(() => refresh());
   const listeners = listenerTable();
   const problem = h('p', { class: 'problem', role: 'alert' });
   root.append(
     h('h1', {}, 'Broker'),
     h('section', { class: 'summary', 'aria-label': 'Traffic' }, h('dl', { class: 'figures' }, ...figures.map((figure) => figure.element))),
     h('div', { class: 'panel padded' }, chart.element),
-    problem, sessions.element, listeners.element);
+    problem, listeners.element, sessions.element);
   let timer = null;
   let isGone = false;
+  let asked = 0;
   const refresh = async () => {
+    clearTimeout(timer);
+    const turn = ++asked;
     if (state.connection !== 'lost' && !document.hidden) {
       try {
-        const answer = await request('GET', '/clients');
-        if (isGone) return;
+        const answer = await request('GET', `/clients?search=${encodeURIComponent(sessions.search())}`);
+        // Somebody has looked for something else meanwhile.
+        if (isGone || turn !== asked) return;
         const texts = [
           number(answer.connected), number(answer.total), `${rate(answer.received_per_second)} /s`, `${rate(answer.sent_per_second)} /s`, number(answer.dropped),
         ];
         texts.forEach((text, index) => setText(figures[index].value, text));
+        const reasons = Object.entries(answer.dropped_by_reason).filter(([, count]) => count > 0);
+        setText(figures[4].note, reasons.map(([reason, count]) => `${number(count)} ${reason.replaceAll('_', ' ')}`).join(', '));
         chart.update(answer.history.map(([received]) => received), answer.history.map(([, sent]) => sent));
         sessions.update(answer);
         problem.replaceChildren();
@@ -41,7 +52,7 @@ export function broker(root) {
         root.classList.remove('is-loading');
       }
     }
-    if (!isGone) timer = setTimeout(refresh, REFRESH);
+    if (!isGone && turn === asked) timer = setTimeout(refresh, REFRESH);
   };
   root.classList.add('is-loading');
   chart.update([], []);
@@ -57,7 +68,8 @@ export function broker(root) {
 
 const COLUMNS = ['Client', 'Kind', 'State', 'Messages', 'Waiting', 'Subscriptions'];
 
-function sessionTable() {
+// `look` is called when other sessions are wanted than those of the last answer.
+function sessionTable(look) {
   const body = h('tbody');
   const rows = new Map();
   const filter = h('input', { id: 'client-filter', type: 'search', placeholder: 'Client, user or topic', autocomplete: 'off' });
@@ -65,32 +77,39 @@ function sessionTable() {
   const whole = h('div', { class: 'panel' }, h('table', { class: 'cards' }, head, body));
   const empty = emptyState('Nobody is connected', 'Point an MQTT client at a listener below, as in', 'mosquitto_sub -h GATEWAY -t "devices/#" -v');
   const left = h('p', { class: 'muted small' });
+  const all = h('button', { type: 'button', class: 'more' });
+  let isAll = false;
   const element = h('section', { 'aria-label': 'Sessions' },
     h('div', { class: 'heading' }, h('h2', {}, 'Sessions'),
       h('label', { class: 'sr-only', for: 'client-filter' }, 'Show only sessions with'), filter),
-    whole, empty, left);
-  let last = { clients: [], total: 0 };
+    whole, empty, left, all);
+  const word = () => filter.value.trim().toLowerCase();
+  let last = null;
   const component = {
     element,
-    update(answer = last) {
+    // What to look for: kinds of session by the name that the API has for them.
+    search: () => Object.keys(FACES).find((face) => word().length > 2 && FACES[face].toLowerCase().startsWith(word())) ?? word(),
+    update(answer) {
       last = answer;
-      const word = filter.value.trim().toLowerCase();
-      const clients = answer.clients.filter((client) => !word
-        || [client.client_id, client.user ?? '', client.peer ?? '', FACES[client.face] ?? '', ...client.subscriptions].some((text) => text.toLowerCase().includes(word)));
+      const clients = answer.clients.slice(0, isAll ? undefined : FIRST_ROWS);
       whole.hidden = clients.length === 0;
-      empty.hidden = answer.clients.length > 0;
-      for (const id of rows.keys()) if (!answer.clients.some((client) => client.client_id === id)) rows.delete(id);
+      empty.hidden = answer.total > 0;
+      const ids = new Set(clients.map((client) => client.client_id));
+      for (const id of rows.keys()) if (!ids.has(id)) rows.delete(id);
       for (const client of clients) {
         if (!rows.has(client.client_id)) rows.set(client.client_id, sessionRow());
         rows.get(client.client_id).update(client);
       }
       arrange(body, clients.map((client) => rows.get(client.client_id).element));
-      const hidden = answer.total - answer.clients.length;
-      const none = word && clients.length === 0 && answer.clients.length > 0;
-      setText(left, none ? 'No session has that.' : hidden > 0 ? `${plural(hidden, 'more session')} not shown.` : '');
+      const beyond = answer.found - answer.clients.length;
+      const none = answer.found === 0 && answer.total > 0;
+      setText(left, none ? 'No session has that.' : beyond > 0 ? `${plural(beyond, 'more session')} not listed; look for a client, a user or a topic.` : '');
+      all.hidden = clients.length === answer.clients.length;
+      setText(all, `Show all ${number(answer.clients.length)}`);
     },
   };
-  filter.addEventListener('input', () => component.update());
+  filter.addEventListener('input', look);
+  all.addEventListener('click', () => { isAll = true; component.update(last); });
   return component;
 }
 
@@ -150,7 +169,7 @@ function listenerTable() {
         }
         const { badge, facts, reason } = rows.get(component.name);
         badge.update(component.health);
-        setProse(reason, component.reason ?? '');
+        setProse(reason, sentence(component.reason ?? ''));
         showFacts(facts, component.facts);
       }
       arrange(body, all.map(({ name }) => rows.get(name).item));

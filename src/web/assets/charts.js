@@ -15,11 +15,8 @@ export function sparkline() {
     element,
     update(all, isStep) {
       const history = sinceGap(all);
-      if (history.length < 2) {
-        setAttribute(line, 'd', '');
-        setAttribute(dot, 'visibility', 'hidden');
-        return;
-      }
+      element.classList.toggle('is-empty', history.length < 2);
+      if (history.length < 2) return;
       const values = history.map(([, value]) => value);
       const [low, high] = [Math.min(...values), Math.max(...values)];
       const [start, end] = [history[0][0], history[history.length - 1][0]];
@@ -32,7 +29,6 @@ export function sparkline() {
         path += index === 0 ? `M${px} ${py}` : isStep ? `H${px}V${py}` : `L${px} ${py}`;
       });
       setAttribute(line, 'd', path);
-      setAttribute(dot, 'visibility', 'visible');
       setAttribute(dot, 'cx', x(end).toFixed(1));
       setAttribute(dot, 'cy', y(values[values.length - 1]).toFixed(1));
     },

@@ -1,6 +1,6 @@
 // Devices and adapters: how each is, why, since when; and a way to set a point.
 
-import { age, arrange, emptyState, explain, h, healthBadge, setProse, setText } from './dom.js';
+import { age, arrange, emptyState, explain, h, healthBadge, sentence, setProse, setText } from './dom.js';
 import { show, showFacts } from './overview.js';
 import { now, on, request, state } from './store.js';
 
@@ -62,7 +62,7 @@ function row(columns) {
       setText(name, component.name);
       setText(parent, component.parent ?? '');
       badge.update(component.health);
-      setProse(reason, component.reason ?? '');
+      setProse(reason, sentence(component.reason ?? ''));
       showFacts(facts, component.facts);
       setText(since, age((now() - Date.parse(component.since)) / 1000));
     },

@@ -110,10 +110,14 @@ export function emptyState(title, text, yaml) {
   return h('div', { class: 'empty' }, h('h3', {}, title), h('p', {}, text), yaml && h('pre', {}, h('code', {}, yaml)));
 }
 
+// Begins with a capital, unless it begins with a name, an address or a path, which are as they are.
+export function sentence(text) {
+  return /^[a-z]+(?![^\s,;])/.test(text) ? `${text.charAt(0).toUpperCase()}${text.slice(1)}` : text;
+}
+
 // What went wrong, and what to do about it.
 export function explain({ message, hint }) {
-  const words = `${message.charAt(0).toUpperCase()}${message.slice(1)}.`;
-  return [h('strong', {}, ...code(words)), ' ', ...code(hint)];
+  return [h('strong', {}, ...code(`${sentence(message)}.`)), ' ', ...code(hint)];
 }
 
 // Text in which `words like these` are code.

@@ -2,7 +2,7 @@
 
 import { levelChart, sparkline } from './charts.js';
 import {
-  age, arrange, bytes, duration, emptyState, explain, h, healthBadge, healthWord, icon, moment, number, plural, rate, setAttribute, setIcon, setProse, setText,
+  age, arrange, bytes, duration, emptyState, explain, h, healthBadge, healthWord, icon, moment, number, plural, rate, sentence, setAttribute, setIcon, setProse, setText,
 } from './dom.js';
 import { now, on, request, state } from './store.js';
 
@@ -118,7 +118,7 @@ function uplink(name) {
   act(button, () => paused ? 'resume' : 'pause');
   act(now, () => 'connect');
   const element = h('article', { class: 'panel uplink', 'data-upstream': name },
-    h('header', {}, h('h3', {}, icon('cloud'), name), badge.element, now, button),
+    h('header', {}, h('h3', {}, icon('cloud'), name), badge.element, h('div', { class: 'actions' }, now, button)),
     reason, problem,
     h('div', { class: 'uplink-body' },
       h('div', { class: 'uplink-queue' },
@@ -141,7 +141,7 @@ function uplink(name) {
       setText(label, `${offer} uplink`);
       setAttribute(button, 'aria-label', `${offer} uplink ${name}`);
       button.classList.toggle('primary', paused);
-      setProse(reason, paused && !byHand ? 'Cut by hand. Messages are kept here until the uplink is restored.' : status?.reason ?? '');
+      setProse(reason, sentence(status?.reason ?? ''));
       setText(waiting, number(queue.messages));
       setText(outlook, expect(upstream));
       setText(room, roomFor(queue));
@@ -153,23 +153,30 @@ function uplink(name) {
 }
 
 // How full the queue is, of what it may hold.
-function roomFor({ messages, bytes: size, max_messages: maxMessages, max_bytes: maxBytes }) {
-  const full = Math.max(maxMessages ? messages / maxMessages : 0, maxBytes ? size / maxBytes : 0);
+function roomFor(queue) {
+  const { messages, bytes: size, max_messages: maxMessages, max_bytes: maxBytes } = queue;
+  const full = fullness(queue);
   const room = [maxMessages && plural(maxMessages, 'message'), maxBytes && bytes(maxBytes)].filter(Boolean).join(' or ');
   const used = messages ? `${bytes(size)}, ${full < 0.01 ? 'less than 1' : Math.floor(full * 100)} % of the room for` : 'Room for';
   return room ? `${used} ${room}.` : bytes(size);
 }
 
+function fullness({ messages, bytes: size, max_messages: maxMessages, max_bytes: maxBytes }) {
+  return Math.max(maxMessages ? messages / maxMessages : 0, maxBytes ? size / maxBytes : 0);
+}
+
 // What the queue will come to, in a sentence.
-function expect({ queue, backlog, outlook, paused, status }) {
+function expect({ queue, backlog, outlook, status }) {
   if (backlog && backlog.seconds_left !== null) {
-    return `A backlog of ${number(backlog.messages)} goes out, ${rate(backlog.rate)} a second, gone in about ${duration(backlog.seconds_left)}.`;
+    // The backlog was counted a moment before the queue.
+    const left = Math.min(backlog.messages, queue.messages);
+    return `A backlog of ${number(left)} goes out, ${rate(backlog.rate)} a second, gone in about ${duration(backlog.seconds_left)}.`;
   }
   const speed = `${rate(Math.abs(outlook.rate))} a second`;
   if (outlook.empty_in_seconds !== null) return `Shrinking by ${speed}, empty in about ${duration(outlook.empty_in_seconds)}.`;
   if (outlook.full_in_seconds !== null) return `Growing by ${speed}, room for about ${duration(outlook.full_in_seconds)}.`;
-  if (queue.messages === 0) return paused || status?.health !== 'good' ? 'Nothing has come in meanwhile.' : 'All sent, nothing waits.';
-  return 'Standing still.';
+  if (queue.messages === 0) return status?.health === 'good' ? 'All sent, nothing waits.' : 'Nothing waits.';
+  return fullness(queue) >= 1 ? 'Full.' : 'Standing still.';
 }
 
 export function showFacts(list, facts) {
@@ -190,7 +197,16 @@ function readable(label, value) {
   return / bytes$/.test(label) && /^\d+$/.test(value) ? bytes(Number(value)) : value;
 }
 
+const SHOWN_FAULTS = 6;
+
 const KINDS = { device: 'Device', adapter: 'Adapter', upstream: 'Uplink', listener: 'Listener', store: 'Store' };
+
+// What a component is, and of an adapter how much hangs on it.
+function label({ kind, name }, components) {
+  const devices = kind === 'adapter' ? components.filter((component) => component.kind === 'device' && component.parent === name).length : 0;
+  const word = KINDS[kind] ?? kind;
+  return devices ? `${word} with ${plural(devices, 'device')}` : word;
+}
 
 // What is not well, and what to do; otherwise what there is.
 function attention() {
@@ -203,18 +219,22 @@ function attention() {
     update() {
       if (!state.status) return;
       const rank = { down: 0, degraded: 1, paused: 2, starting: 3 };
-      const wrong = state.status.components
-        .filter((component) => component.health in rank)
+      const { components } = state.status;
+      const isDown = (name) => components.some((component) => component.kind === 'adapter' && component.name === name && component.health === 'down');
+      // Devices behind an adapter that is down are not a second fault.
+      const wrong = components
+        .filter((component) => component.health in rank && !(component.kind === 'device' && isDown(component.parent)))
         .sort((one, other) => rank[one.health] - rank[other.health]);
-      const shown = wrong.slice(0, 6).map((component) => ({
+      const shown = wrong.slice(0, SHOWN_FAULTS).map((component) => ({
         key: `${component.kind}/${component.name}`,
         health: component.health,
         title: component.name,
-        note: `${KINDS[component.kind] ?? component.kind}, ${healthWord(component.health).toLowerCase()} for ${duration((now() - Date.parse(component.since)) / 1000)}`,
+        note: `${label(component, components)}, ${healthWord(component.health).toLowerCase()} for ${duration((now() - Date.parse(component.since)) / 1000)}`,
         text: component.reason ?? '',
       }));
-      if (wrong.length > 6) {
-        shown.push({ key: '…', health: 'degraded', title: `${wrong.length - 6} more`, note: '', text: 'See the devices view.' });
+      const more = wrong.slice(SHOWN_FAULTS);
+      if (more.length) {
+        shown.push({ key: '…', health: more[0].health, title: `${more.length} more`, note: '', text: more.map(({ name }) => name).join(', ') });
       }
       const good = state.status.components.filter((component) => component.health === 'good');
       const counts = Object.entries(KINDS).map(([kind, label]) => [good.filter((component) => component.kind === kind).length, label]);
@@ -242,7 +262,7 @@ function row() {
       setIcon(mark, item.health);
       setAttribute(element, 'data-health', item.health);
       for (const name of ['title', 'note']) setText(parts[name], item[name]);
-      setProse(parts.text, item.text);
+      setProse(parts.text, sentence(item.text));
     },
   };
 }
@@ -309,7 +329,7 @@ function devicePanel(device) {
       if (!component) return;
       badge.update(component.health);
       setText(adapter, component.parent ?? '');
-      setText(none, component.reason ?? 'No value yet.');
+      setProse(none, sentence(component.reason ?? 'No value yet.'));
       none.hidden = component.reason === null && rows.size > 0;
     },
     updateAges() {
