@@ -161,8 +161,9 @@ function roomFor(queue) {
   return room ? `${used} ${room}.` : bytes(size);
 }
 
+// What is on its way, and counted here, is beside the limits.
 function fullness({ messages, bytes: size, max_messages: maxMessages, max_bytes: maxBytes }) {
-  return Math.max(maxMessages ? messages / maxMessages : 0, maxBytes ? size / maxBytes : 0);
+  return Math.min(1, Math.max(maxMessages ? messages / maxMessages : 0, maxBytes ? size / maxBytes : 0));
 }
 
 // What the queue will come to, in a sentence.
