@@ -260,7 +260,7 @@ impl Shared {
     }
 
     /// Messages that did not cross the bridge since the start, by reason: out of the queue, or on the way.
-    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
         let on_the_way = DropReason::ALL.iter().zip(&self.counters.dropped);
         let mut all: Vec<_> =
             on_the_way.map(|(reason, count)| (reason.name(), count.load(Ordering::Relaxed))).collect();
@@ -348,17 +348,13 @@ impl Observe for Shared {
         facts.extend(condition.progress.map(|progress| ("backlog", progress.to_string())));
         facts.push(("sent", count(&self.counters.sent)));
         facts.push(("received", count(&self.counters.received)));
-        facts.extend(spell(&self.dropped()).map(|dropped| ("dropped", dropped)));
+        facts.extend(spell(&self.drops()).map(|dropped| ("dropped", dropped)));
         facts.extend(condition.next_attempt.map(|at| ("next attempt", at.to_string())));
         // Said already where it is why there is no connection.
         if let Some((at, error)) =
             condition.last_error.as_ref().filter(|(_, error)| condition.reason.as_ref() != Some(error))
         {
             facts.push(("last error", format!("{at}: {error}")));
-        }
-        let dropped = self.counters.dropped.iter().map(|count| count.load(Ordering::Relaxed)).sum::<u64>();
-        if dropped > 0 {
-            facts.push(("dropped", dropped.to_string()));
         }
         if let Some((at, reason, what)) = &condition.last_drop {
             facts.push(("last dropped", format!("{at}: {what}: {}", reason.name())));
@@ -417,7 +413,7 @@ impl Observe for Shared {
             let help = "1 for what the upstream is doing, 0 for what it is not.";
             metrics.gauge("fieldgate_upstream_state", help, &labels, f64::from(phase == possible));
         }
-        for (reason, value) in self.dropped() {
+        for (reason, value) in self.drops() {
             let labels = [("upstream", self.name.as_str()), ("reason", reason)];
             let help =
                 "Messages that did not cross the bridge, by reason; what its queue gave up counts for the hub too.";

@@ -243,8 +243,8 @@ impl Handle {
     }
 
     /// Messages that did not cross since the start, by reason.
-    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
-        self.shared.dropped()
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        self.shared.drops()
     }
 
     /// How its backlog goes, while it has one and is connected.

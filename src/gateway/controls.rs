@@ -93,7 +93,7 @@ impl Controls for Handle {
                 state: handle.phase().name(),
                 connection: handle.connection(),
                 depth,
-                dropped: handle.dropped().into_iter().collect(),
+                dropped: handle.drops().into_iter().collect(),
                 backlog: handle.progress().map(|bridge::Progress { messages, rate, seconds_left }| Backlog {
                     messages,
                     rate,
