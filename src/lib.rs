@@ -10,7 +10,7 @@
 //!
 //! | floor | modules | what |
 //! | --- | --- | --- |
-//! | 0 | [`address`] [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] [`throttle`] | words; no I/O, no async |
+//! | 0 | [`address`] [`message`] [`topic`] [`reading`] [`secret`] [`clock`] [`observe`] [`signal`] [`throttle`] [`via`] | words; no I/O, no async |
 //! | 1 | [`proto`] | sans-I/O protocols: bytes and `now` in, actions out |
 //! | 2 | [`files`] [`store`] [`tls`] [`websocket`] | files that are watched; the only SQL; certificates and keys for rustls; MQTT in WebSocket frames |
 //! | 3 | [`hub`] | access, routes, retained messages, sessions and their queues |
@@ -52,6 +52,7 @@ pub mod secret;
 pub mod signal;
 pub mod throttle;
 pub mod topic;
+pub mod via;
 
 pub mod proto;
 

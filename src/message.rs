@@ -117,6 +117,12 @@ impl Properties {
         *self == Self::default()
     }
 
+    /// Writes a user property, in place of those of the same name.
+    pub fn set_user(&mut self, name: &str, value: &str) {
+        self.user_properties.retain(|(found, _)| **found != *name);
+        self.user_properties.push((name.into(), value.into()));
+    }
+
     /// Bytes of text and data held, for limits.
     pub fn size(&self) -> usize {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());

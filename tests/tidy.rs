@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("signal", 0),
     ("throttle", 0),
     ("topic", 0),
+    ("via", 0),
     ("proto", 1),
     ("files", 2),
     ("store", 2),

@@ -1,7 +1,7 @@
 //! How an upstream is doing: what its task writes down, and what people, scrapes and the web UI read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ pub(super) struct Shared {
     /// Told when `condition` has changed.
     pub changed: Notify,
     pub counters: Counters,
+    /// The log has said that a gateway is spoken to in 3.1.1.
+    pub told_of_version: AtomicBool,
 }
 
 /// What an upstream is doing.
@@ -189,7 +191,7 @@ pub enum DropReason {
     Unwanted,
     /// It came from the upstream, and the hub did not take it.
     NotTaken,
-    /// It has crossed as many bridges as `max_hops` allows: it goes in circles.
+    /// It goes in circles: it was here before, or has crossed as many bridges as `max_hops` allows.
     Looped,
     /// Older than its rule's `message_expiry`, or its own, allows.
     Expired,

@@ -19,13 +19,7 @@ pub(super) fn hops(properties: Option<&Properties>) -> u32 {
 
 /// Writes `hops` down, in place of what was there.
 pub(super) fn set_hops(properties: &mut Properties, hops: u32) {
-    set(properties, HOPS, &hops.to_string());
-}
-
-/// Writes a user property, in place of those of the same name.
-pub(super) fn set(properties: &mut Properties, name: &str, value: &str) {
-    properties.user_properties.retain(|(found, _)| **found != *name);
-    properties.user_properties.push((name.into(), value.into()));
+    properties.set_user(HOPS, &hops.to_string());
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ pub mod url;
 mod words;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -105,6 +106,7 @@ impl Upstream {
             wish: watch::Sender::new(Wish::AsConfigured),
             changed: Notify::new(),
             counters: Counters::default(),
+            told_of_version: AtomicBool::new(false),
         });
         let mut upstream = Self { settings, rules, is_new: false, shared };
         let mut link = upstream.attach(1, None)?;

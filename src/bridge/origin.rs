@@ -15,7 +15,6 @@ use data_encoding::BASE64;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::marks;
 use crate::clock::UnixMillis;
 use crate::hub::stream_name;
 use crate::message::Properties;
@@ -49,15 +48,15 @@ impl Origin<'_> {
     /// Puts it into user properties. What an earlier gateway said of itself is replaced.
     pub fn add_to(&self, properties: &mut Properties) {
         properties.user_properties.retain(|(found, _)| !matches!(&**found, SEQUENCE | STREAM));
-        marks::set(properties, QUEUE, self.queue);
-        marks::set(properties, TIME, &self.time.to_string());
+        properties.set_user(QUEUE, self.queue);
+        properties.set_user(TIME, &self.time.to_string());
         if let Some(sequence) = self.sequence {
-            marks::set(properties, SEQUENCE, &store::number(sequence).to_string());
+            properties.set_user(SEQUENCE, &store::number(sequence).to_string());
             if let Some(stream) = stream_name(sequence) {
-                marks::set(properties, STREAM, stream);
+                properties.set_user(STREAM, stream);
             }
         }
-        marks::set(properties, BOOT, self.boot);
+        properties.set_user(BOOT, self.boot);
     }
 
     /// Writes `payload` to `out` with it inside, and tells whether it is. An empty payload stays empty: it clears a

@@ -176,7 +176,7 @@ impl Rule {
         for (name, template) in &self.user_properties {
             let mut value = String::new();
             template.fill(&self.filter, topic, &mut value);
-            marks::set(properties, name, &value);
+            properties.set_user(name, &value);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Outbound packets are encoded into one buffer while another is being written; acknowledgements are read meanwhile.
 //! MQTT 5.0 §4.3 (QoS), §4.4 (redelivery), §4.9 (flow control).
 
+mod acquaintance;
 mod inbound;
 mod outbound;
 mod trying;
@@ -32,12 +33,14 @@ use super::suspicion::{Course, Lesson, Plan};
 use super::trial::{Suspect, Trial};
 use super::words::{self, Who};
 use crate::hub::{Link, Outbound, Pressure};
-use crate::message::{Properties, QoS};
+use crate::message::Properties;
 use crate::proto::mqtt::client::Client;
 use crate::proto::mqtt::{
     AckKind, AckState, PacketId, ProtocolError, PublishHead, RetainHandling, Subscription, SubscriptionOptions,
 };
 use crate::store::{Receipt, ReceiptState};
+use crate::via::GatewayId;
+use acquaintance::Question;
 use inbound::{Inbound, Reply};
 use window::Window;
 
@@ -76,6 +79,8 @@ pub(super) struct Ended {
     pub end: End,
     /// Whether every SUBSCRIBE was answered.
     pub subscribed: bool,
+    /// Whether the question which gateway the upstream is was not.
+    pub is_unanswered: bool,
     /// Whether deliveries are not over, of which the upstream may remember the identifiers.
     pub is_open: bool,
     pub course: Course,
@@ -108,6 +113,11 @@ pub(super) struct Stream<'a> {
     /// Under which identifier it was, where the upstream is asked to forget it.
     refused: Option<PacketId>,
     lessons: Vec<Lesson>,
+    /// Which gateway we are.
+    gateway: GatewayId,
+    /// Whether to ask first which gateway the upstream is, if it is one; see [`acquaintance`].
+    pub asks: bool,
+    question: Option<Question>,
     /// How long nothing may cross; `None` for ever.
     pub idle_timeout: Option<Duration>,
     /// Told each time that another address were better.
@@ -150,6 +160,7 @@ impl<'a> Stream<'a> {
         let mut first_crossing = Properties::default();
         marks::set_hops(&mut first_crossing, 1);
         Self {
+            gateway: GatewayId::of_boot(shared.hub.clock().boot_id()),
             shared,
             rules,
             who,
@@ -168,6 +179,8 @@ impl<'a> Stream<'a> {
             condemned,
             refused: None,
             lessons,
+            asks: false,
+            question: None,
             idle_timeout: None,
             calls: None,
             leaving: None,
@@ -188,7 +201,8 @@ impl<'a> Stream<'a> {
             self.link.forget_all_inbound();
         }
         let (mut reader, mut writer) = tokio::io::split(transport);
-        let end = match self.begin(subscribe) {
+        let begun = if self.asks { self.ask(subscribe) } else { self.meet(self.client.gateway(), subscribe) };
+        let end = match begun {
             Err(end) => end,
             Ok(()) => self.work(&mut reader, &mut writer, stop).await,
         };
@@ -212,7 +226,8 @@ impl<'a> Stream<'a> {
             lessons: self.lessons,
         };
         self.link.detach(false, None);
-        Ended { end, subscribed: self.requests.is_empty(), is_open, course }
+        let is_unanswered = self.question.is_some();
+        Ended { end, subscribed: self.requests.is_empty(), is_unanswered, is_open, course }
     }
 
     /// Subscribes, and says that we are here.
@@ -231,31 +246,26 @@ impl<'a> Stream<'a> {
                 .map(|rule| Subscription { filter: rule.filter.as_str(), options: options(rule.qos) })
                 .collect();
             let filters = rules.iter().map(|rule| rule.filter.to_string()).collect();
-            let packet_id = self
-                .client
-                .subscribe(&entries, now, self.encoded.bytes.get_mut())
-                .map_err(|error| End::Lost(format!("the subscriptions cannot be sent: {error}")))?;
-            self.requests.push((packet_id, filters));
+            self.subscribe(&entries, filters, now)?;
         }
         self.say_state("1", now);
         Ok(())
     }
 
+    /// Subscribes to `entries`, of which `filters` are to be named where they are refused.
+    fn subscribe(&mut self, entries: &[Subscription<'_>], filters: Vec<String>, now: Instant) -> Result<PacketId, End> {
+        let packet_id = self
+            .client
+            .subscribe(entries, now, self.encoded.bytes.get_mut())
+            .map_err(|error| End::Lost(format!("the subscriptions cannot be sent: {error}")))?;
+        self.requests.push((packet_id, filters));
+        Ok(packet_id)
+    }
+
     /// Publishes our state, at QoS 0: the packet identifiers are the session's.
     fn say_state(&mut self, state: &str, now: Instant) {
         let Some(topic) = &self.rules.state_topic else { return };
-        let head = PublishHead {
-            topic: topic.as_str(),
-            qos: QoS::AtMostOnce,
-            retain: true,
-            dup: false,
-            packet_id: None,
-            properties: None,
-            identifiers: &[],
-            expiry: None,
-            topic_alias: None,
-            payload: state.as_bytes(),
-        };
+        let head = PublishHead { retain: true, ..PublishHead::bare(topic.as_str(), state.as_bytes()) };
         if let Err(error) = self.client.publish(&head, usize::MAX, now, self.encoded.bytes.get_mut()) {
             self.tell("state topic", |upstream| warn!(upstream, %error, "the state topic cannot be published"));
         }
@@ -390,6 +400,8 @@ impl<'a> Stream<'a> {
                             is_elsewhere: self.is_elsewhere,
                             who: self.who,
                             link: &mut self.link,
+                            gateway: self.gateway,
+                            question: &mut self.question,
                             requests: &mut self.requests,
                             window: &mut self.window,
                             told: &mut self.told,
@@ -410,6 +422,7 @@ impl<'a> Stream<'a> {
                     self.client.acknowledge(kind, packet_id, reason, receipt, out);
                 }
                 Reply::Release(packet_id) => self.client.release(packet_id, now, out),
+                Reply::Meet { upstream, subscribe } => self.meet(upstream, subscribe)?,
                 Reply::End(end) => return Err(end),
             }
         }

@@ -29,6 +29,8 @@ pub(super) struct Terms {
     /// Whether a 3.1.1 upstream is told that we are a bridge, as Mosquitto's `try_private` does: one that knows the word
     /// does not send our own messages back. Some close the connection instead.
     is_bridge: bool,
+    /// How often in a row it has closed the connection on the question which gateway it is.
+    closed_on_question: u8,
     /// What the upstream takes of our will: not retained, or at QoS 0, if it must be so.
     will_retain: bool,
     will_qos: QoS,
@@ -60,6 +62,7 @@ impl Terms {
             may_fall_back: choice == VersionChoice::Newest,
             insight: Insight::None,
             is_bridge: true,
+            closed_on_question: 0,
             will_retain: true,
             will_qos: QoS::AtLeastOnce,
         }
@@ -91,6 +94,17 @@ impl Terms {
             answer_timeout: settings.keep_alive.min(ANSWER_TIMEOUT),
             ..Options::new(rules.client_id.as_str())
         }
+    }
+
+    /// Whether to ask the upstream which gateway it is: not one that takes no bridges, such as AWS IoT Core, which closes the
+    /// connection on a subscription to `$SYS`. Once may have been the line, twice is no chance.
+    pub fn asks(&self) -> bool {
+        self.is_bridge && !self.version.is_5() && self.closed_on_question < 2
+    }
+
+    /// A connection on which it was asked has ended, or was lost before the answer.
+    pub fn asked(&mut self, is_lost: bool) {
+        self.closed_on_question = if is_lost { self.closed_on_question.saturating_add(1) } else { 0 };
     }
 
     /// How many messages may be in flight, where the upstream allows `allowed`.

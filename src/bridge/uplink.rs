@@ -22,11 +22,12 @@ use super::stream::{End, Ended, FAREWELL, Stream};
 use super::suspicion::Suspicion;
 use super::terms::Terms;
 use super::url::Url;
-use super::words::{Proof, Who};
+use super::words::{ITSELF, Proof, Who};
 use super::{LOOK_AGAIN, Stop, Upstream, becomes_true};
 use crate::clock::UnixMillis;
 use crate::proto::mqtt::Version;
 use crate::tls::{ClientTls, explain};
+use crate::via::GatewayId;
 
 /// How often a lazy upstream looks whether something waits. A session without connection has nobody to wake, and a
 /// connection that is made when needed is in no hurry.
@@ -312,7 +313,8 @@ impl<'a> Uplink<'a> {
                 let (call, calls) = watch::channel(());
                 let first = self.main_address().filter(|first| *first != url);
                 stream.calls = first.map(|_| calls);
-                let Ended { end, subscribed, is_open, course } = tokio::select! {
+                let asked = stream.asks;
+                let Ended { end, subscribed, is_unanswered, is_open, course } = tokio::select! {
                     ended = stream.run(transport, subscribe, &mut stop) => ended,
                     never = self.watch_for(first, &call) => match never {},
                 };
@@ -327,6 +329,9 @@ impl<'a> Uplink<'a> {
                 };
                 self.down_since = Instant::now();
                 self.suspicion.ended(course);
+                if asked {
+                    self.terms.asked(is_unanswered && matches!(end, End::Closed(_) | End::Lost(_)));
+                }
                 match end {
                     End::Asked | End::CalledAway => Attempt::Asked,
                     End::Idle => {
@@ -401,6 +406,8 @@ impl<'a> Uplink<'a> {
         let (mut transport, address) = dialled.map_err(|error| Attempt::Failed(error.0))?;
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let mut options = self.terms.options(settings, &upstream.rules, self.clean_start);
+        let gateway = GatewayId::of_boot(shared.hub.clock().boot_id());
+        options.gateway = Some(gateway);
         self.renew_at = None;
         if let Some(sas) = &settings.sas {
             let clock = shared.hub.clock();
@@ -425,6 +432,10 @@ impl<'a> Uplink<'a> {
                 return Err(self.terms.refused(url, unwelcome, who).map_or(Attempt::Again, Attempt::Failed));
             }
         };
+        if greeted.client.gateway() == Some(gateway) {
+            take_leave(greeted, &mut transport).await;
+            return Err(Attempt::Failed(ITSELF.into()));
+        }
         let mut greeted = self.meet(url, greeted, &mut transport).await?;
         greeted.session_present &= !std::mem::take(&mut self.began_session);
         if !self.terms.taken() {
@@ -448,6 +459,7 @@ impl<'a> Uplink<'a> {
         shared.enter(Phase::Connected, None);
         let subscribe = !session_present || !self.subscribed.contains(url) || self.terms.version == Version::V5;
         let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link, self.suspicion.plan());
+        stream.asks = self.terms.asks();
         // Equal addresses are those of one broker, and its session is the same at each.
         let main = self.main_address();
         stream.is_elsewhere = main.is_some() && self.last.as_ref() != Some(url);

@@ -6,6 +6,18 @@ use crate::proto::mqtt::ReasonCode;
 pub(super) const LOOPED: &str = "a message has crossed as many bridges as `max_hops` allows and was not forwarded; it goes \
                                 in circles, check the `in` and `out` rules of the gateways it passes";
 
+/// A message was dropped because its user property [`crate::via::VIA`] says that it was here before.
+pub(super) const RETURNED: &str = "a message that was at this gateway before has come back and was not taken again; it goes in \
+                                  circles, check the `in` and `out` rules of the gateways it passes";
+
+/// The upstream has our own id.
+pub(super) const ITSELF: &str = "this upstream is this gateway itself; set `url` to the address of another broker";
+
+/// The upstream is a gateway that is spoken to in MQTT 3.1.1.
+pub(super) const OLD_TO_GATEWAY: &str = "the upstream is a Fieldgate and is spoken to in MQTT 3.1.1, in which messages cannot say \
+                                        which gateways they have been at: circles over three gateways and more do not end; \
+                                        take `version: 3.1.1` out";
+
 /// Who we said we are, for the advice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Who<'a> {

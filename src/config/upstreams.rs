@@ -169,7 +169,7 @@ fn upstream(table: &mut Table<'_>, name: Option<(String, Span)>, gateway: &str) 
     let bridge_max_packet_size =
         table.value("bridge_max_packet_size", meaning).range(Size(128)..=Size::mib(256)).optional();
     let max_hops = table
-        .value("max_hops", "How many bridges a message may cross, this one included; more means it goes in circles.")
+        .value("max_hops", "How many bridges a message may cross, this one included; what crosses more goes in circles. Where `fieldgate-via` tells which gateways a message has been at, it ends before.")
         .range(1..=u8::MAX)
         .or(defaults.max_hops);
     let meaning = "How long to wait between attempts to connect; drawn at random.";

@@ -12,6 +12,7 @@ use super::{Hub, SubscribeOptions};
 use crate::message::{Message, QoS};
 use crate::store::{Due, Op, Page, PageLimit, Receipt, SessionId, Store, StoredState};
 use crate::topic::SharedFilter;
+use crate::via;
 
 /// A subscription in the routes.
 #[derive(Debug)]
@@ -123,8 +124,13 @@ impl Hub {
         let receivers = targets.direct.len() + targets.groups.len();
         let spread = receivers.checked_ilog2().unwrap_or(0) as u8;
         let mut give = |target: &Target, messages: &[(Arc<Message>, Option<Arc<Receipt>>)]| {
-            let incoming =
-                messages.iter().map(|(message, receipt)| (target.incoming(message, spread), receipt.clone()));
+            let peer = if target.shared.is_none() { target.session.peer.get() } else { None };
+            let wanted = |message: &Message| peer.is_none_or(|peer| !via::came_by(peer, message));
+            if peer.is_some() && !messages.iter().any(|(message, _)| wanted(message)) {
+                return;
+            }
+            let wanted = messages.iter().filter(|(message, _)| wanted(message));
+            let incoming = wanted.map(|(message, receipt)| (target.incoming(message, spread), receipt.clone()));
             if target.session.accept(target.precedence, incoming, store, ops, &self.0.counters) {
                 pressed.push(target.session.clone());
             }

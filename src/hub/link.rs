@@ -25,6 +25,7 @@ use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::store::{Due, Line, Op, Receipt};
 use crate::topic::TopicName;
+use crate::via::GatewayId;
 
 pub use inbound::Released;
 pub use subscriptions::{SubscribeError, Subscribed};
@@ -165,6 +166,16 @@ impl Link {
 
     pub fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// The gateway at the other end, once it is known.
+    pub fn peer_gateway(&self) -> Option<GatewayId> {
+        self.session.peer.get()
+    }
+
+    /// Says which gateway is at the other end, or that none is. What has been there is not sent there from now on.
+    pub fn set_peer_gateway(&self, gateway: Option<GatewayId>) {
+        self.session.peer.set(gateway);
     }
 
     /// Why this connection must close, once it must.
@@ -399,7 +410,14 @@ impl Link {
         let mut ops = Vec::new();
         let Some(mut state) = self.state() else { return };
         let age = Age { now, max: self.session.limits().max_age };
-        let expired = state.queue.take(into, max, window, age, &mut ops);
+        let mut expired = 0;
+        loop {
+            let taken = into.len();
+            expired += state.queue.take(into, before + max - taken, window, age, &mut ops);
+            if !self.session.peer.give_up_returns(&mut state.queue, into, taken, &mut ops) {
+                break;
+            }
+        }
         state.settle();
         submit(self.hub.store(), &mut ops, Due::Later);
         let (backlog, has_tail) = (state.queue.pressure(), state.queue.has_tail());

@@ -11,6 +11,7 @@ mod admission;
 mod again;
 mod attach;
 mod attachment;
+mod bridged;
 mod delivery;
 mod expiry;
 mod housekeeping;

@@ -11,6 +11,7 @@ use tracing::{error, warn};
 
 use super::access::{Identity, Rights};
 use super::attachment::{Attachment, Fate};
+use super::bridged::PeerGateway;
 use super::expiry::Episode;
 use super::memory::{Account, Memory};
 use super::queue::{Incoming, Layout, Precedence, Pushed, Queue, QueueLimits, WhenFull};
@@ -72,6 +73,7 @@ pub(super) struct Session {
     pub durable: bool,
     limits: RwLock<QueueLimits>,
     pub rights: RwLock<Rights>,
+    pub peer: PeerGateway,
     /// Raised for whoever is attached.
     pub signal: Arc<Signal>,
     pub state: Mutex<State>,
@@ -213,6 +215,7 @@ impl Session {
             durable,
             limits: RwLock::new(limits),
             rights: RwLock::new(rights),
+            peer: PeerGateway::default(),
             signal: Arc::default(),
             state: Mutex::new(state),
             counters: SessionCounters::default(),

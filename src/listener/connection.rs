@@ -260,6 +260,7 @@ impl Connection {
                     session_present: link.session_present(),
                     assigned_client_id: assigned.then(|| &**link.client_id()),
                     expiry,
+                    gateway: link.peer_gateway().map(|_| self.shared.gateway),
                 };
                 if let Err(error) = self.server.accept(&accept, Instant::now().into_std(), &mut output.bytes) {
                     // It has not been connected, and so is not lost.

@@ -32,6 +32,8 @@ pub(super) struct Counters {
     /// Messages larger than their receiver takes.
     pub too_large: AtomicU64,
     pub payload_format_invalid: AtomicU64,
+    /// Messages that were here before; see [`crate::via`].
+    pub looped: AtomicU64,
     protocol_errors: Mutex<BTreeMap<ReasonCode, u64>>,
     pub accept_fails: AtomicBool,
 }
@@ -108,6 +110,7 @@ impl Counters {
             messages_out: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             payload_format_invalid: AtomicU64::new(0),
+            looped: AtomicU64::new(0),
             protocol_errors: Mutex::default(),
             accept_fails: AtomicBool::new(false),
         }
@@ -220,6 +223,11 @@ impl Observe for Shared {
             "fieldgate_listener_payload_format_invalid_total",
             "PUBLISH packets refused because their payload is not the UTF-8 it says it is.",
             &counters.payload_format_invalid,
+        );
+        count(
+            "fieldgate_listener_messages_looped_total",
+            "PUBLISH packets that were here before and are not wanted again, by way of other gateways.",
+            &counters.looped,
         );
         for (whose, end) in self.tls.iter().flat_map(|tls| tls.ends(self.hub.clock().now())) {
             let labels = [("listener", self.name.as_str()), ("certificate", whose)];

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tracing::warn;
 
+use super::Shared;
 use super::connection::{Connection, End, Scratch, Step};
 use super::output::{LEAVE_OUT_FROM, Output};
 use crate::hub::access::DeniedPublish;
@@ -17,6 +19,7 @@ use crate::proto::mqtt::{
 };
 use crate::store::{Receipt, ReceiptState};
 use crate::topic::SharedFilter;
+use crate::via::{self, GatewayId};
 
 /// How many messages are taken from the session under one lock.
 const TAKEN_AT_ONCE: usize = 128;
@@ -53,10 +56,23 @@ impl Connection {
                     step = Some(Step::End(End::Left { publish_will, expiry }));
                     break Ok(());
                 }
+                (Event::Publish(publish), Some(link)) if is_bridge && publish.topic == via::ID_TOPIC => {
+                    let id = str::from_utf8(publish.payload).ok();
+                    link.set_peer_gateway(id.and_then(GatewayId::parse));
+                    let (qos, packet_id) = (publish.qos, publish.packet_id);
+                    answer_publish(&mut self.server, qos, packet_id, TAKEN, output)
+                }
                 (Event::Publish(publish), Some(link)) => {
                     messages += 1;
                     let (qos, packet_id) = (publish.qos, publish.packet_id);
-                    match link.publish(to_hub(&publish)) {
+                    let outcome = match to_hub(&publish, self.shared.gateway, link.peer_gateway()) {
+                        Some(publish) => link.publish(publish),
+                        None => {
+                            looped(&self.shared, link, publish.topic);
+                            TAKEN
+                        }
+                    };
+                    match outcome {
                         Outcome::Refused(Refusal::NotAuthorized) => {
                             let habit = link.hub().access().settings().denied_publish;
                             answer_denied(&mut self.server, qos, packet_id, habit, output)
@@ -96,6 +112,11 @@ impl Connection {
                     };
                     let (kind, receipt) = (AckKind::Pubcomp, released.receipt);
                     self.server.acknowledge(kind, packet_id, reason, receipt, &mut output.bytes);
+                    Ok(())
+                }
+                (Event::Subscribe(packet), _) if is_bridge && asks_who_we_are(&packet) => {
+                    let packet_id = packet.packet_id;
+                    introduce(&mut self.server, packet_id, self.shared.gateway, output);
                     Ok(())
                 }
                 (Event::Subscribe(packet), Some(link)) => {
@@ -162,6 +183,7 @@ impl Connection {
         let Scratch { output, outbound, .. } = scratch;
         let Some(link) = &mut self.link else { return };
         let is_5 = self.server.version().is_5();
+        let to_gateway = is_5 && link.peer_gateway().is_some();
         let (mut packets, mut messages, mut too_large) = (0, 0, 0);
         while self.hungry && output.len() < enough {
             link.take(outbound, TAKEN_AT_ONCE);
@@ -180,10 +202,16 @@ impl Connection {
                     Some(_) if is_5 => message.remaining_expiry(link.hub().clock().now()),
                     _ => None,
                 };
+                let noted = to_gateway.then(|| {
+                    let mut properties = message.properties.as_deref().cloned().unwrap_or_default();
+                    via::note(self.shared.gateway, None, message.topic.as_str(), &mut properties);
+                    properties
+                });
                 let head = PublishHead {
                     retain: delivery.retain,
                     dup: delivery.dup,
                     packet_id: delivery.packet_id,
+                    properties: noted.as_ref().or(message.properties.as_deref()),
                     identifiers: delivery.identifiers.as_deref().unwrap_or_default(),
                     expiry,
                     ..PublishHead::new(message, delivery.qos)
@@ -212,18 +240,55 @@ impl Connection {
     }
 }
 
-/// A PUBLISH as the hub takes it. The payload is copied: a small message must not pin what was read with it.
-fn to_hub<'a>(publish: &mqtt::Publish<'a>) -> hub::Publish<'a> {
+/// A message that is taken care of.
+const TAKEN: Outcome = Outcome::Done { matched: true };
+
+/// A message came that was here before.
+fn looped(shared: &Shared, link: &Link, topic: &str) {
+    if shared.counters.looped.fetch_add(1, Ordering::Relaxed) == 0 {
+        let (listener, client) = (&*shared.name, &**link.client_id());
+        warn!(
+            listener,
+            client,
+            topic,
+            "a message that was here before has come back and was dropped; more like it are only counted"
+        );
+    }
+}
+
+/// Whether a bridge with 3.1.1 asks whether we are a gateway too, before it says which one it is; see [`via`].
+fn asks_who_we_are(packet: &Subscribe<'_>) -> bool {
+    let mut filters = packet.subscriptions.iter().map(|entry| entry.filter);
+    filters.next() == Some(via::ID_TOPIC) && filters.next().is_none()
+}
+
+/// Answers it. The id comes before the SUBACK: when that is there and no id, the other side is not a gateway.
+fn introduce(server: &mut Server<Arc<Receipt>>, packet_id: PacketId, gateway: GatewayId, output: &mut Output) {
+    let id = gateway.as_str().as_bytes();
+    let _ = server.publish(&PublishHead::bare(via::ID_TOPIC, id), LEAVE_OUT_FROM, &mut output.bytes);
+    server.suback(packet_id, &[ReasonCode::Success], Vec::new(), &mut output.bytes);
+}
+
+/// A PUBLISH as the hub takes it, at the gateway `here`; `None` where it has been here before. The payload is copied: a
+/// small message must not pin what was read with it.
+fn to_hub<'a>(publish: &mqtt::Publish<'a>, here: GatewayId, from: Option<GatewayId>) -> Option<hub::Publish<'a>> {
     let bare = publish.properties.is_empty();
-    hub::Publish {
+    let mut properties = if bare { None } else { publish.properties.to_message_properties() };
+    if via::has_been_at(here, publish.topic, properties.as_deref()) {
+        return None;
+    }
+    if from.is_some() || via::is_told(properties.as_deref()) {
+        via::note(here, from, publish.topic, properties.get_or_insert_default());
+    }
+    Some(hub::Publish {
         topic: publish.topic,
         payload: Bytes::copy_from_slice(publish.payload),
         qos: publish.qos,
         retain: publish.retain,
         packet_id: publish.packet_id,
-        properties: if bare { None } else { publish.properties.to_message_properties() },
+        properties,
         expiry_interval: if bare { None } else { publish.properties.message_expiry() },
-    }
+    })
 }
 
 /// Acknowledges a PUBLISH of QoS 1 or 2 (MQTT 5.0 §3.4, §3.5).

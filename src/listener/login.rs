@@ -38,8 +38,8 @@ pub(super) async fn log_in(
     address: Option<IpAddr>,
     certificate_user: Option<Arc<str>>,
 ) -> Result<LoggedIn, Refused> {
-    let ConnectRequest { client_id, clean_start, expiry, receive_maximum, will, user_name, password, version, .. } =
-        request;
+    let ConnectRequest { client_id, clean_start, expiry, receive_maximum, will, user_name, password, .. } = request;
+    let ConnectRequest { version, is_bridge, gateway, .. } = request;
     let identity = if shared.certificate_user.is_some() {
         let what = "the client's certificate has no name that could be the user name here";
         certificate_user.map(Identity::certified).ok_or(Refused { reason: ReasonCode::BadUserNameOrPassword, what })
@@ -76,6 +76,10 @@ pub(super) async fn log_in(
         }
     })?;
     link.keep_in_line();
+    // A bridge with 3.1.1 says later which gateway it is, and is likely the one it was.
+    if version.is_5() || !is_bridge {
+        link.set_peer_gateway(gateway);
+    }
     debug!(listener = shared.name, peer, client = &**link.client_id(), version = version.name(), "client connected");
     let most = hub.limits().max_session_expiry.map(|most| most.max(Duration::from_secs(1)));
     let expiry = match (expiry, most) {

@@ -29,6 +29,7 @@ use crate::hub::access::Anonymous;
 use crate::observe::Observe;
 use crate::proto::mqtt::{ReasonCode, server};
 use crate::tls::{ServerSettings, ServerTls, TlsError};
+use crate::via::GatewayId;
 use accept::Socket;
 use counters::Counters;
 
@@ -156,6 +157,8 @@ struct Shared {
     transport: Transport,
     proxies: Option<Proxies>,
     hub: Hub,
+    /// Which gateway we are.
+    gateway: GatewayId,
     limits: Arc<server::Settings>,
     max_connections: usize,
     certificate_user: Option<CertificateUser>,
@@ -216,6 +219,7 @@ impl Listener {
             address,
             transport,
             proxies,
+            gateway: GatewayId::of_boot(hub.clock().boot_id()),
             hub,
             limits: Arc::new(limits),
             max_connections,

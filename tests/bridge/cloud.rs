@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::peer::PATIENCE;
-use super::{Gateway, hub_in_memory, hub_on_disk, rule, until};
+use super::{Gateway, hub_in_memory, hub_on_disk, hub_started_as, rule, until};
 
 /// A second instance of our broker, with a subscriber whose session keeps everything.
 pub struct Cloud {
@@ -41,7 +41,7 @@ impl Cloud {
     /// Listens for what speaks `scheme`.
     pub async fn start_at(scheme: Scheme) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let hub = hub_in_memory();
+        let hub = hub_started_as("cloud");
         let now = hub.clock().now();
         let authority = Authority::open(directory.path(), now).unwrap();
         let issued = authority.ensure("server", Usage::Server, &LOOPBACK_NAMES, now).unwrap();

@@ -21,7 +21,7 @@ use fieldgate::bridge::rules::{Naming, RuleSettings};
 use fieldgate::bridge::{AddressOrder, Handle, Phase, Settings, Upstream, VersionChoice};
 use fieldgate::clock::Clock;
 use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Outcome, SubscribeOptions};
-use fieldgate::message::{Message, QoS};
+use fieldgate::message::{Message, Properties, QoS};
 use fieldgate::observe::{Health, Metrics, Observe};
 use fieldgate::proto::mqtt::{Disconnect, Packet, Property, ReasonCode, Version};
 use fieldgate::secret::Secret;
@@ -29,6 +29,7 @@ use fieldgate::store::{self, ReceiptState, Store};
 use fieldgate::tls::issue::{Authority, LOOPBACK_NAMES, Usage};
 use fieldgate::tls::{ClientSettings, ServerTls};
 use fieldgate::topic::{SharedFilter, TopicName};
+use fieldgate::via::{self, GatewayId};
 use peer::{Connection, Got, PATIENCE, Peer, Publish, Will};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -115,7 +116,12 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 fn hub_in_memory() -> Hub {
-    Hub::new(hub::Settings::default(), Clock::start("boot"), None).unwrap()
+    hub_started_as("boot")
+}
+
+/// As [`hub_in_memory`], for the gateway at the other end: each start of one has a boot id of its own.
+fn hub_started_as(boot_id: &str) -> Hub {
+    Hub::new(hub::Settings::default(), Clock::start(boot_id), None).unwrap()
 }
 
 fn hub_on_disk(directory: &Path) -> Hub {
@@ -145,9 +151,17 @@ fn with_commands(peer: &Peer) -> Settings {
 }
 
 fn published(payload: &str, qos: u8, id: u16) -> Publish {
-    let user_properties = vec![("fieldgate-hops".into(), "1".into())];
+    let user_properties = marks("devices/m/v");
     let topic = "plant-7/devices/m/v".into();
     Publish { topic, payload: payload.into(), qos, retain: false, dup: false, id, expiry: None, user_properties }
+}
+
+/// What the bridge writes on a message that is published under `topic` on a hub of these tests.
+fn marks(topic: &str) -> Vec<(String, String)> {
+    let mut properties = Properties::default();
+    properties.set_user("fieldgate-hops", "1");
+    via::note(GatewayId::of_boot("boot"), None, topic, &mut properties);
+    properties.user_properties.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 /// Acknowledges PUBLISH packets of QoS 1 until the payload is `last`; their payloads.
@@ -766,8 +780,8 @@ async fn a_rule_names_dates_and_labels_what_crosses_in_either_direction() {
     let up = connection.next_publish().await;
     assert_eq!((up.topic.as_str(), up.payload.as_str()), ("plants/plant-7/m/u/1", "230"));
     assert!(up.expiry.is_some_and(|seconds| (3590..=3600).contains(&seconds)), "{up:?}");
-    let labels = [("site", "berlin"), ("device", "m"), ("fieldgate-hops", "1")];
-    assert_eq!(up.user_properties, labels.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let labels = [("site", "berlin"), ("device", "m")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(up.user_properties, [&labels[..], &marks("devices/m/u/1")].concat());
 
     connection.publish("plants/plant-7/m/commands/u", "on", QoS::AtLeastOnce, 7).await;
     assert_eq!(connection.next().await, Got::Puback(7, ReasonCode::Success));

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use fieldgate::bridge::url::{Scheme, Url};
-use fieldgate::message::QoS;
+use fieldgate::message::{Properties, QoS};
 use fieldgate::proto::mqtt::{
     Ack, Connack, MAX_PACKET_BYTES, Packet, Property, PublishHead, ReasonCode, Suback, Version, decode, encode_publish,
 };
+use fieldgate::via;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -42,6 +43,8 @@ pub struct Connection {
     stream: Box<dyn Stream>,
     input: BytesMut,
     version: Version,
+    /// Whether the question of a 3.1.1 bridge which gateway this is goes without an answer, as with a plain broker.
+    pub is_plain: bool,
 }
 
 /// A packet of the gateway, owned.
@@ -135,7 +138,7 @@ impl Peer {
                     Box::new(stream)
                 }
             };
-            Ok(Connection { shown, stream, input: BytesMut::new(), version: Version::V5 })
+            Ok(Connection { shown, stream, input: BytesMut::new(), version: Version::V5, is_plain: true })
         };
         timeout(PATIENCE, accept).await.expect("a connection")
     }
@@ -166,13 +169,17 @@ impl Connection {
     }
 
     pub async fn publish(&mut self, topic: &str, payload: &str, qos: QoS, id: u16) {
+        self.publish_with(topic, payload, qos, id, &Properties::default()).await;
+    }
+
+    pub async fn publish_with(&mut self, topic: &str, payload: &str, qos: QoS, id: u16, properties: &Properties) {
         let head = PublishHead {
             topic,
             qos,
             retain: false,
             dup: false,
             packet_id: NonZeroU16::new(id),
-            properties: None,
+            properties: Some(properties),
             identifiers: &[],
             expiry: None,
             topic_alias: None,
@@ -224,13 +231,29 @@ impl Connection {
     /// Takes the SUBSCRIBE that comes next and grants all of it.
     pub async fn grant(&mut self) -> Vec<(String, QoS, bool)> {
         let Got::Subscribe(id, filters) = self.next().await else { panic!("a SUBSCRIBE was expected") };
-        let reasons: Vec<u8> = filters.iter().map(|(_, qos, _)| qos.level()).collect();
-        let packet_id = NonZeroU16::new(id).unwrap();
-        self.send(&Packet::Suback(Suback { packet_id, properties: (&[][..]).into(), reasons: &reasons })).await;
+        self.suback(id, &filters).await;
         filters
     }
 
+    async fn suback(&mut self, id: u16, filters: &[(String, QoS, bool)]) {
+        let reasons: Vec<u8> = filters.iter().map(|(_, qos, _)| qos.level()).collect();
+        let packet_id = NonZeroU16::new(id).unwrap();
+        self.send(&Packet::Suback(Suback { packet_id, properties: (&[][..]).into(), reasons: &reasons })).await;
+    }
+
     async fn read(&mut self) -> Got {
+        loop {
+            let got = self.read_any().await;
+            match &got {
+                Got::Subscribe(id, filters) if self.is_plain && filters[0].0 == via::ID_TOPIC => {
+                    self.suback(*id, filters).await;
+                }
+                _ => return got,
+            }
+        }
+    }
+
+    async fn read_any(&mut self) -> Got {
         loop {
             if self.input.first() == Some(&0x10) && self.input.len() > 8 {
                 // A CONNECT says its version itself.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tracing::{error, warn};
 
 use super::End;
+use super::acquaintance::Question;
 use super::window::Window;
 use crate::bridge::condition::{DropReason, Shared};
 use crate::bridge::marks;
@@ -19,6 +20,7 @@ use crate::message::QoS;
 use crate::proto::mqtt::client::Event;
 use crate::proto::mqtt::{AckKind, PacketId, Publish, ReasonCode};
 use crate::store::Receipt;
+use crate::via::{self, GatewayId};
 
 /// What handling an event needs while the packet is still borrowed from the input.
 pub(super) struct Inbound<'s, 'a> {
@@ -27,6 +29,9 @@ pub(super) struct Inbound<'s, 'a> {
     pub is_elsewhere: bool,
     pub who: Who<'a>,
     pub link: &'s mut Link,
+    /// Which gateway we are.
+    pub gateway: GatewayId,
+    pub question: &'s mut Option<Question>,
     pub requests: &'s mut Vec<(PacketId, Vec<String>)>,
     pub window: &'s mut Window,
     pub told: &'s mut Vec<&'static str>,
@@ -46,6 +51,14 @@ impl Inbound<'_, '_> {
             }
             Event::Subscribed { packet_id, reasons } => {
                 self.subscribed(packet_id, reasons);
+                match self.question.take_if(|question| question.packet_id == packet_id) {
+                    Some(Question { answer: upstream, subscribe, .. }) => Reply::Meet { upstream, subscribe },
+                    None => Reply::Nothing,
+                }
+            }
+            Event::Publish(publish) if self.question.is_some() && publish.topic == via::ID_TOPIC => {
+                let id = str::from_utf8(publish.payload).ok().and_then(GatewayId::parse);
+                self.question.iter_mut().for_each(|question| question.answer = id);
                 Reply::Nothing
             }
             Event::Publish(publish) => {
@@ -117,14 +130,19 @@ impl Inbound<'_, '_> {
                 self.shared.counters.drop(DropReason::Unwanted);
                 (ReasonCode::Success, None)
             }
+            Ok(_) if via::has_been_at(self.gateway, self.topic, properties.as_deref()) => {
+                self.looped(publish.topic, hops, words::RETURNED);
+                (ReasonCode::Success, None)
+            }
             Ok(_) if hops >= self.rules.max_hops.into() => {
-                self.looped(publish.topic, hops);
+                self.looped(publish.topic, hops, words::LOOPED);
                 (ReasonCode::Success, None)
             }
             Ok(rule) => {
                 let added = properties.get_or_insert_default();
                 rule.add_properties(publish.topic, added);
                 marks::set_hops(added, hops + 1);
+                via::note(self.gateway, self.link.peer_gateway(), self.topic, added);
                 let outcome = self.link.publish(hub::Publish {
                     topic: self.topic,
                     // A copy: commands are small, and must not keep the read buffer.
@@ -147,10 +165,10 @@ impl Inbound<'_, '_> {
         Reply::Acknowledge(kind, packet_id, reason, receipt)
     }
 
-    fn looped(&mut self, topic: &str, hops: u32) {
+    fn looped(&mut self, topic: &str, hops: u32, what: &'static str) {
         self.shared.counters.drop(DropReason::Looped);
-        self.tell("looped", |upstream| {
-            warn!(upstream, topic, hops, "{}; more like it are only counted", words::LOOPED);
+        self.tell(what, |upstream| {
+            warn!(upstream, topic, hops, "{what}; more like it are only counted");
         });
     }
 
@@ -196,5 +214,10 @@ pub(super) enum Reply {
     Nothing,
     Acknowledge(AckKind, PacketId, ReasonCode, Option<Arc<Receipt>>),
     Release(PacketId),
+    /// It is known which gateway the upstream is, if it is one.
+    Meet {
+        upstream: Option<GatewayId>,
+        subscribe: bool,
+    },
     End(End),
 }

@@ -19,6 +19,7 @@ use crate::clock::UnixMillis;
 use crate::hub::{Delivery, Outbound};
 use crate::message::{Message, QoS};
 use crate::proto::mqtt::{EncodeError, PublishHead};
+use crate::via;
 
 /// How many messages are taken from the session under one lock.
 const TAKE_MESSAGES: usize = 256;
@@ -171,11 +172,15 @@ impl Stream<'_> {
         let marked;
         let properties = match message.properties.as_deref() {
             properties if !is_5 => properties,
-            None if is_plain => Some(&self.first_crossing),
+            None if is_plain => {
+                via::note_next(self.gateway, message.topic.as_str(), &mut self.first_crossing);
+                Some(&self.first_crossing)
+            }
             properties => {
                 let mut properties = properties.cloned().unwrap_or_default();
                 rule.add_properties(message.topic.as_str(), &mut properties);
                 marks::set_hops(&mut properties, hops);
+                via::note(self.gateway, None, message.topic.as_str(), &mut properties);
                 if provenance == Provenance::UserProperties {
                     origin.add_to(&mut properties);
                 }

@@ -15,6 +15,7 @@ use crate::hub::{RetainHandling, SubscribeOptions};
 use crate::message::QoS;
 use crate::store::{Due, Op, Receipt};
 use crate::topic::SharedFilter;
+use crate::via;
 
 /// A subscription that was made.
 #[derive(Clone, Debug)]
@@ -119,7 +120,8 @@ impl Link {
         // However many there are, a subscriber gets them all: they are in memory once already.
         let limits = QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.session.limits() };
         for message in self.hub.retained_for(filter) {
-            if !rights.may_read(message.topic.as_str()) {
+            let returns = self.session.peer.get().is_some_and(|peer| via::came_by(peer, &message));
+            if returns || !rights.may_read(message.topic.as_str()) {
                 continue;
             }
             let identifiers = options.identifier.map(|identifier| Arc::from([identifier.get()]));

@@ -16,6 +16,7 @@ use super::property::{Property, PropertyList};
 use super::server::Will;
 use super::{Body, EncodeError, MAX_PACKET_BYTES, PacketId, ProtocolError, PublishHead, ReasonCode, Version, decode};
 use crate::message::QoS;
+use crate::via::{self, GatewayId};
 
 /// How to connect.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ pub struct Options {
     pub topic_alias_maximum: u16,
     /// How long the server may take to answer a CONNECT, SUBSCRIBE or PINGREQ.
     pub answer_timeout: Duration,
+    /// Which gateway we are, for a server that is one too (5.0).
+    pub gateway: Option<GatewayId>,
 }
 
 impl Options {
@@ -63,6 +66,7 @@ impl Options {
             max_sent_packet_size: MAX_PACKET_BYTES,
             topic_alias_maximum: 10,
             answer_timeout: Duration::from_secs(20),
+            gateway: None,
         }
     }
 }
@@ -107,6 +111,7 @@ pub struct Client<R> {
     options: Options,
     phase: Phase,
     limits: ServerLimits,
+    gateway: Option<GatewayId>,
     last_sent: Instant,
     last_received: Instant,
     /// When a PINGREQ that nothing has followed was sent.
@@ -188,6 +193,7 @@ impl<R> Client<R> {
             options,
             phase: Phase::Idle,
             limits,
+            gateway: None,
             last_sent: now,
             last_received: now,
             ping_sent: None,
@@ -201,6 +207,11 @@ impl<R> Client<R> {
     /// What the server allows; what the protocol implies until [`Event::Connected`].
     pub fn limits(&self) -> &ServerLimits {
         &self.limits
+    }
+
+    /// Which gateway the server is, where it has said so in its CONNACK.
+    pub fn gateway(&self) -> Option<GatewayId> {
+        self.gateway
     }
 
     pub fn is_connected(&self) -> bool {
@@ -242,6 +253,7 @@ impl<R> Client<R> {
             options.receive_maximum.try_into().ok().map(Property::ReceiveMaximum),
             options.max_packet_size.try_into().ok().map(Property::MaximumPacketSize),
             (options.topic_alias_maximum > 0).then_some(Property::TopicAliasMaximum(options.topic_alias_maximum)),
+            options.gateway.as_ref().map(|id| Property::UserProperty(via::ID, id.as_str())),
         ];
         let properties: Vec<_> = properties.into_iter().flatten().collect();
         let connect = Connect {
@@ -340,6 +352,7 @@ impl<R> Client<R> {
                 Property::SharedSubscriptionAvailable(available) => limits.shared_subscriptions = available,
                 // [MQTT-3.2.2-21]
                 Property::ServerKeepAlive(seconds) => limits.keep_alive = seconds,
+                Property::UserProperty(via::ID, id) => self.gateway = GatewayId::parse(id),
                 _ => {}
             }
         }

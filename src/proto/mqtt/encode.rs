@@ -135,17 +135,23 @@ pub struct PublishHead<'a> {
 impl<'a> PublishHead<'a> {
     /// `message` at `qos`, with nothing that differs between receivers.
     pub fn new(message: &'a Message, qos: QoS) -> Self {
+        let properties = message.properties.as_deref();
+        Self { qos, properties, ..Self::bare(message.topic.as_str(), &message.payload) }
+    }
+
+    /// A message at QoS 0 that says nothing beside its payload.
+    pub fn bare(topic: &'a str, payload: &'a [u8]) -> Self {
         Self {
-            topic: message.topic.as_str(),
-            qos,
+            topic,
+            qos: QoS::AtMostOnce,
             retain: false,
             dup: false,
             packet_id: None,
-            properties: message.properties.as_deref(),
+            properties: None,
             identifiers: &[],
             expiry: None,
             topic_alias: None,
-            payload: &message.payload,
+            payload,
         }
     }
 

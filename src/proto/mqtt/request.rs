@@ -9,6 +9,7 @@ use super::{LastWill, Version};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::topic::TopicName;
+use crate::via::GatewayId;
 
 /// How long a session is kept after its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub struct ConnectRequest {
     pub will: Option<Will>,
     pub user_name: Option<Box<str>>,
     pub password: Option<Box<[u8]>>,
+    /// The gateway whose bridge it is, where it says so.
+    pub gateway: Option<GatewayId>,
 }
 
 /// Without the password.

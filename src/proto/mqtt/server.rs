@@ -15,6 +15,7 @@ use super::{
     connect_version, decode,
 };
 use crate::message::QoS;
+use crate::via::{self, GatewayId};
 
 pub use super::request::{ConnectRequest, Expiry, Will};
 
@@ -114,6 +115,8 @@ pub struct Accept<'a> {
     pub assigned_client_id: Option<&'a str>,
     /// Where it is not what the client asked for.
     pub expiry: Option<Expiry>,
+    /// Which gateway we are, for a client that has said which one it is.
+    pub gateway: Option<GatewayId>,
 }
 
 impl<R> Server<R> {
@@ -252,6 +255,7 @@ impl<R> Server<R> {
         let mut max_packet_size = MAX_PACKET_BYTES;
         let mut topic_alias_maximum = 0;
         let (mut has_method, mut has_data) = (false, false);
+        let mut gateway = None;
         for property in connect.properties.iter() {
             match property {
                 Property::SessionExpiryInterval(seconds) => self.session_expiry = seconds,
@@ -260,6 +264,7 @@ impl<R> Server<R> {
                 Property::TopicAliasMaximum(maximum) => topic_alias_maximum = maximum,
                 Property::AuthenticationMethod(_) => has_method = true,
                 Property::AuthenticationData(_) => has_data = true,
+                Property::UserProperty(via::ID, id) => gateway = GatewayId::parse(id),
                 _ => {}
             }
         }
@@ -303,6 +308,7 @@ impl<R> Server<R> {
             will: connect.will.as_ref().and_then(Will::of),
             user_name: connect.user_name.map(Into::into),
             password: connect.password.map(Into::into),
+            gateway,
         })))
     }
 
@@ -352,6 +358,7 @@ impl<R> Server<R> {
             accept.assigned_client_id.map(Property::AssignedClientIdentifier),
             (settings.topic_alias_maximum > 0).then_some(Property::TopicAliasMaximum(settings.topic_alias_maximum)),
             given.map(Property::ServerKeepAlive),
+            accept.gateway.as_ref().map(|id| Property::UserProperty(via::ID, id.as_str())),
         ];
         let properties: Vec<_> = properties.into_iter().flatten().collect();
         // [MQTT-3.2.2-1], [MQTT-3.2.2-2]; 3.1 has no session present flag.

@@ -92,7 +92,7 @@ fn a_connect_is_handed_over_and_accepted() {
         ("w/t", &b"gone"[..], QoS::AtLeastOnce, true)
     );
     assert_eq!(will.delay, Duration::from_secs(7));
-    let accept = Accept { session_present: true, assigned_client_id: None, expiry: None };
+    let accept = Accept { session_present: true, ..Accept::default() };
     peer.server.accept(&accept, peer.now, &mut peer.out).unwrap();
     assert_eq!(peer.out, bytes("20 0E 01 00 0B 21 0400 27 00100000 22 000A"));
 }
@@ -137,7 +137,7 @@ fn an_empty_client_id_is_fine_for_a_clean_session() {
     assert_eq!(&*Peer::new(Settings::default()).connect(r#"10 0C 0004 "MQTT" 04 02 003C 0000"#).unwrap().client_id, "");
     let mut peer = Peer::new(Settings { topic_alias_maximum: 0, ..Settings::default() });
     peer.connect(r#"10 0D 0004 "MQTT" 05 00 003C 00 0000"#).unwrap();
-    let accept = Accept { assigned_client_id: Some("x1"), expiry: Some(Expiry::Never), session_present: false };
+    let accept = Accept { assigned_client_id: Some("x1"), expiry: Some(Expiry::Never), ..Accept::default() };
     peer.server.accept(&accept, peer.now, &mut peer.out).unwrap();
     assert_eq!(peer.out, bytes(r#"20 15 00 00 12 11 FFFFFFFF 21 0400 27 00100000 12 0002 "x1""#));
 }
