@@ -46,6 +46,8 @@ pub(super) struct Database {
     moved: i64,
     /// All of them are: the next transaction begins the log anew.
     begins_log: bool,
+    /// What failed may stand in the log still, and come back at the next start.
+    pub is_unsure: bool,
 }
 
 /// What a commit did.
@@ -70,7 +72,16 @@ impl Database {
         connection.set_prepared_statement_cache_capacity(64);
         let page_bytes = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let state = State::read(&connection)?;
-        Ok(Self { connection, state, stale: false, page_bytes, syncs: 0, moved: 0, begins_log: false })
+        Ok(Self {
+            connection,
+            state,
+            stale: false,
+            page_bytes,
+            syncs: 0,
+            moved: 0,
+            begins_log: false,
+            is_unsure: false,
+        })
     }
 
     /// Lets go of the file without touching it any more; nothing can be read or written until the whole is replaced.
@@ -170,7 +181,7 @@ impl Database {
     /// As [`Database::checkpoint`]; the log gives its room back.
     pub fn empty_log(&mut self) -> rusqlite::Result<()> {
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        (self.syncs, self.begins_log) = (self.syncs + 2, true);
+        (self.syncs, self.begins_log, self.is_unsure) = (self.syncs + 2, true, false);
         Ok(())
     }
 
@@ -233,10 +244,18 @@ impl Database {
     }
 
     /// Takes out of the log what failed: see [`wal::cut`]. Where even that fails, the next transaction will do it.
-    fn cut_log(&self) {
-        let (Some(path), Ok(Some(frames))) = (self.connection.path(), self.log_frames()) else { return };
-        if let Err(error) = wal::cut(Path::new(&format!("{path}-wal")), frames, self.page_bytes) {
-            debug!(%error, "what could not be written stays in the log until the next transaction");
+    fn cut_log(&mut self) {
+        let Some(path) = self.connection.path().map(|path| format!("{path}-wal")) else { return };
+        let cut = match self.log_frames() {
+            Ok(Some(frames)) => {
+                wal::cut(Path::new(&path), frames, self.page_bytes, self.is_unsure).map_err(|e| e.to_string())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+        self.is_unsure = cut.is_err();
+        if let Err(error) = cut {
+            debug!(error, "what could not be written stays in the log until the next transaction");
         }
     }
 
@@ -257,6 +276,7 @@ impl Database {
             .and_then(|done| execute(&self.connection, "COMMIT").map(|()| done));
         if result.is_ok() && self.connection.total_changes() > before {
             self.count_sync();
+            self.is_unsure = false;
         }
         if result.is_err() {
             self.stale = true;

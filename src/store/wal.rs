@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
 const HEADER_BYTES: usize = 32;
@@ -148,26 +148,40 @@ pub(super) fn newest_pages(path: &Path, page_bytes: usize) -> io::Result<Option<
     Ok((newest.count > 0).then_some(newest))
 }
 
-/// Cuts the log at `path` off behind its first `frames`, which are all that SQLite knows of.
+/// Cuts the log at `path` off behind its first `frames`, which are all that SQLite knows of. `is_unsure` where that was tried
+/// before in vain.
 ///
 /// A transaction that could not be synced stands in the log behind them, whole. SQLite forgets it, and writes the next one
 /// over it; but whoever reads the log before that, as the next start does, takes it for committed. Of one that was longer
 /// than those after it, the end would stay, and look like damage.
 ///
 /// # Errors
-/// The file cannot be cut, or it is not sure that a power cut would not bring the rest back.
-pub(super) fn cut(path: &Path, frames: u64, page_bytes: u64) -> io::Result<()> {
+/// The file cannot be read or cut, or it is not sure that a power cut would not bring the rest back.
+pub(super) fn cut(path: &Path, frames: u64, page_bytes: u64, is_unsure: bool) -> io::Result<()> {
     // Without a frame there is nothing to know from it: what it held is in the database.
     let end = if frames == 0 { 0 } else { HEADER_BYTES as u64 + frames * (FRAME_HEADER_BYTES as u64 + page_bytes) };
-    let file = match File::options().write(true).open(path) {
+    let bytes = match std::fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        file => file?,
+        metadata => metadata?.len(),
     };
-    if file.metadata()?.len() > end {
-        file.set_len(end)?;
+    // Where nothing was written, as on a disk that is read-only, nothing needs to be.
+    if is_unsure || bytes > end && (end == 0 || is_continued(path, end)?) {
+        let file = File::options().write(true).open(path)?;
+        if bytes > end {
+            file.set_len(end)?;
+        }
         file.sync_data()?;
     }
     Ok(())
+}
+
+/// Whether what stands in the log from `end` on was written since it was begun, and so is read on from there.
+fn is_continued(path: &Path, end: u64) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let (mut header, mut frame) = ([0; HEADER_BYTES], [0; FRAME_HEADER_BYTES]);
+    let has_header = read_whole(&mut file, &mut header)?;
+    file.seek(SeekFrom::Start(end))?;
+    Ok(has_header && read_whole(&mut file, &mut frame)? && frame[8..16] == header[16..24])
 }
 
 /// Whether the frame ends a transaction.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::batch::Batch;
+use super::batch::{Batch, Change, Receipts};
 use super::database::{Database, Usage};
 use super::inbox::{Inbox, Load, Request, Work};
 use super::open::{self, Lock};
@@ -46,6 +46,9 @@ pub(super) struct Writer {
     read_again_at: Option<Instant>,
     /// What the disk refused and must not be lost.
     kept: Batch,
+    /// Of what was refused, what may stand in the log nevertheless. Its publishers are not told before that is out of the
+    /// question: a QoS 2 identifier that came back after they had given it to another message would swallow that.
+    untold: Vec<Receipts>,
     retry: Option<Retry>,
     /// When a damaged database was last replaced, or that was tried.
     mended_at: Option<Instant>,
@@ -81,6 +84,13 @@ struct Retry {
     blocked: bool,
 }
 
+/// Whether what is refused was written to the log before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    Yes,
+    No,
+}
+
 impl Writer {
     pub fn new(
         database: Database,
@@ -104,6 +114,7 @@ impl Writer {
             unread: Vec::new(),
             read_again_at: None,
             kept: Batch::default(),
+            untold: Vec::new(),
             retry: None,
             mended_at: None,
             is_unreadable: false,
@@ -120,6 +131,7 @@ impl Writer {
         self.look_at_usage();
         self.upkeep_at = Some(Instant::now() + IDLE);
         loop {
+            self.tell_refused();
             let chores_at =
                 [self.retry.map(|retry| retry.at), self.read_again_at, self.upkeep_at].into_iter().flatten().min();
             match self.inbox.wait(chores_at) {
@@ -159,12 +171,12 @@ impl Writer {
             return work.satisfy();
         }
         if self.is_blocked() {
-            self.refuse(&mut work);
+            self.refuse(&mut work, Tried::No);
             return self.keep(work);
         }
         // What a publisher sends after something that was refused must not be kept before it: it sends that again.
         if self.has_no_room() || self.stats.has_refused() {
-            self.refuse(&mut work);
+            self.refuse(&mut work, Tried::No);
         }
         let written = self.mended(|writer| writer.commit(&work)).or_else(|error| {
             if self.note(&error) {
@@ -172,7 +184,7 @@ impl Writer {
                 let _ = self.database.checkpoint();
             }
             // What is left may make room, as removals do.
-            if self.refuse(&mut work) > 0 && !work.is_empty() { self.commit(&work) } else { Err(error) }
+            if self.refuse(&mut work, Tried::Yes) > 0 && !work.is_empty() { self.commit(&work) } else { Err(error) }
         });
         match written {
             Ok(()) => {
@@ -203,11 +215,24 @@ impl Writer {
     }
 
     /// Fails the receipts of what adds data and gives it up; returns how much that was.
-    fn refuse(&mut self, work: &mut Batch) -> usize {
+    fn refuse(&mut self, work: &mut Batch, tried: Tried) -> usize {
         let refused = work.take_refusable();
-        refused.iter().for_each(|slot| slot.receipts.fail());
-        self.stats.count_refused(refused.len());
-        refused.len()
+        let count = refused.len();
+        self.stats.count_refused(count);
+        let has_identifiers = refused.iter().any(|slot| matches!(slot.change, Change::AddInbound { .. }));
+        if tried == Tried::Yes && self.database.is_unsure && has_identifiers {
+            self.untold.extend(refused.into_iter().map(|slot| slot.receipts));
+        } else {
+            refused.iter().for_each(|slot| slot.receipts.fail());
+        }
+        count
+    }
+
+    /// Tells publishers what was refused, once it cannot come back.
+    fn tell_refused(&mut self) {
+        if !self.database.is_unsure {
+            self.untold.drain(..).for_each(|receipts| receipts.fail());
+        }
     }
 
     fn keep(&mut self, mut work: Batch) {
@@ -456,6 +481,8 @@ impl Writer {
         if let Err(error) = self.database.write_all_summaries() {
             warn!(%error, "the next start counts the queues anew");
         }
+        // Who is not told now sends it again, and is right whether it came back or not.
+        self.tell_refused();
         let commits = self.stats.commits.load(Ordering::Relaxed);
         match self.database.connection.close() {
             Ok(()) => info!(commits, "store closed"),
