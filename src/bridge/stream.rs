@@ -198,7 +198,7 @@ impl<'a> Stream<'a> {
     /// Works until the connection is lost or `stop` says so; the link is detached then.
     pub async fn run(mut self, transport: Box<dyn Transport>, subscribe: bool, stop: &mut Stop) -> Ended {
         if self.is_new {
-            self.link.forget_all_inbound();
+            self.link.peer_is_new();
         }
         let (mut reader, mut writer) = tokio::io::split(transport);
         let begun = if self.asks { self.ask(subscribe) } else { self.meet(self.client.gateway(), subscribe) };

@@ -63,6 +63,8 @@ pub struct Publish<'a> {
     pub payload: Bytes,
     pub qos: QoS,
     pub retain: bool,
+    /// The peer may have sent it before.
+    pub dup: bool,
     /// The peer's packet identifier, which tells a repeated QoS 2 message from a new one.
     pub packet_id: Option<PacketId>,
     pub properties: Option<Box<Properties>>,
@@ -77,10 +79,25 @@ impl<'a> Publish<'a> {
             payload: payload.into(),
             qos: QoS::AtMostOnce,
             retain: false,
+            dup: false,
             packet_id: None,
             properties: None,
             expiry_interval: None,
         }
+    }
+}
+
+/// The exchange of packets that a QoS 2 message is part of.
+#[derive(Clone, Copy, Debug)]
+struct Exchange {
+    packet_id: PacketId,
+    dup: bool,
+}
+
+impl Publish<'_> {
+    fn exchange(&self) -> Option<Exchange> {
+        let packet_id = self.packet_id.filter(|_| self.qos == QoS::ExactlyOnce)?;
+        Some(Exchange { packet_id, dup: self.dup })
     }
 }
 
@@ -203,17 +220,18 @@ impl Link {
         if !self.begin_batch() {
             return never_answered();
         }
+        let exchange = publish.exchange();
         let route = match self.route(publish.topic) {
             Ok(route) => route,
-            Err(refusal) => return self.refuse(publish.qos, publish.packet_id, refusal),
+            Err(refusal) => return self.refuse(exchange, refusal),
         };
         if !route.may_write {
             self.hub.0.counters.denied_publish.fetch_add(1, Ordering::Relaxed);
-            return self.refuse(publish.qos, publish.packet_id, Refusal::NotAuthorized);
+            return self.refuse(exchange, Refusal::NotAuthorized);
         }
         let (topic, targets) = (route.topic.clone(), route.targets.clone());
         if publish.qos != QoS::AtMostOnce && self.hub.awaits_store() {
-            return self.refuse(publish.qos, publish.packet_id, Refusal::StoreUnavailable);
+            return self.refuse(exchange, Refusal::StoreUnavailable);
         }
         let accepted_at = match self.batch_began {
             Some(began) => began,
@@ -236,7 +254,7 @@ impl Link {
             }
             if let Some((receiver, shortage)) = targets.rejecting(&message, self.hub.store()) {
                 receiver.note_refused(1, shortage, &self.hub.0.counters);
-                return self.refuse(publish.qos, publish.packet_id, Refusal::QuotaExceeded);
+                return self.refuse(exchange, Refusal::QuotaExceeded);
             }
         }
         let journaled = targets.durable || publish.retain || self.session.durable && publish.qos == QoS::ExactlyOnce;
@@ -247,7 +265,7 @@ impl Link {
             let signal = self.session.signal.clone();
             let pending = match &self.line {
                 Some(line) if line.is_broken() => {
-                    return self.refuse(publish.qos, publish.packet_id, Refusal::Behind);
+                    return self.refuse(exchange, Refusal::Behind);
                 }
                 Some(line) => Receipt::in_line(line.clone(), signal),
                 None => Receipt::new(signal),
@@ -256,9 +274,8 @@ impl Link {
             pending.add();
             receipt = Some(pending);
         }
-        if publish.qos == QoS::ExactlyOnce
-            && let Some(packet_id) = publish.packet_id
-            && let Some(repeated) = self.repeated(packet_id, receipt.as_ref())
+        if let Some(exchange) = exchange
+            && let Some(repeated) = self.repeated(exchange, receipt.as_ref())
         {
             return repeated;
         }
@@ -314,7 +331,8 @@ impl Link {
     /// PUBCOMP: the QoS 2 delivery is over. False for an unknown identifier.
     pub fn completed(&mut self, packet_id: PacketId) -> bool {
         let mut ops = std::mem::take(&mut self.handshakes);
-        let known = self.state().is_none_or(|mut state| state.queue.complete(packet_id, &mut ops));
+        let signal = &self.session.signal;
+        let known = self.state().is_none_or(|mut state| state.queue.complete(packet_id, signal, &mut ops));
         self.handshakes = ops;
         known
     }
@@ -330,7 +348,7 @@ impl Link {
     }
 
     fn flush_acknowledged(&mut self) {
-        let is_awaited = self.handshakes.iter().any(|op| matches!(op, Op::Release { .. }));
+        let is_awaited = self.handshakes.iter().any(|op| matches!(op, Op::Release { .. } | Op::Clear { .. }));
         submit(self.hub.store(), &mut self.handshakes, if is_awaited { Due::Now } else { Due::Later });
         if self.acknowledged.is_empty() {
             return;

@@ -1,5 +1,6 @@
 //! What the store holds is taken up: sessions with their queues, and retained messages.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -64,7 +65,8 @@ impl Hub {
             Identity::gateway()
         };
         let rights = self.access().rights(&identity, &record.client_id);
-        let queue = Queue::restored(record.id, face.layout(), &stored.queues, self.0.limits.window(face));
+        let (in_doubt, window) = (stored.in_doubt.as_deref(), self.0.limits.window(face));
+        let queue = Queue::restored(record.id, face.layout(), &stored.queues, in_doubt, window);
         // An upstream brings its own limits when it attaches; until then nothing may be lost for those of others.
         let limits = match face {
             Face::Upstream => {
@@ -96,6 +98,8 @@ impl Hub {
                 delay: will.delay.max(if face == Face::MqttSn { SLEEPER_GRACE } else { RESTART_GRACE }),
             });
             state.is_recorded = state.expiry == SessionExpiry::Never && state.will.is_none();
+            state.inbound_in_doubt =
+                stored.in_doubt.map_or(HashSet::new(), |_| stored.inbound.iter().copied().collect());
             state.inbound = stored.inbound.into_iter().map(|id| (id, None)).collect();
             let mut routes = self.0.routes.write();
             for subscription in stored.subscriptions {

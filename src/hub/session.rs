@@ -1,6 +1,6 @@
 //! A session: subscriptions, an outbound queue and QoS state that outlive the network connection (MQTT 5.0 §4.1).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -118,6 +118,8 @@ pub(super) struct State {
     pub account: Account,
     /// Inbound QoS 2 identifiers that are not released yet, with what their PUBREC waits for.
     pub inbound: HashMap<u16, Option<Arc<Receipt>>>,
+    /// Those of them that the peer may have released: the database was damaged since.
+    pub inbound_in_doubt: HashSet<u16>,
     /// Set when the session has ended, so that a late delivery does not journal for it.
     pub ended: bool,
 }
@@ -205,6 +207,7 @@ impl Session {
             queue,
             account: Account::new(memory),
             inbound: HashMap::new(),
+            inbound_in_doubt: HashSet::new(),
             ended: false,
         };
         Self {
@@ -430,6 +433,9 @@ impl Session {
                 if page.failed {
                     state.queue.page_failed(from);
                 } else {
+                    if page.in_doubt {
+                        state.queue.doubt(from);
+                    }
                     state.queue.page_in(from, page.messages, page.complete);
                     state.settle();
                 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::access::{self, Identity, Pattern, Rule, Subject};
 use super::*;
 use crate::message::QoS;
-use crate::store;
+use crate::store::{self, SessionId, SessionRecord, StoredSession};
 
 fn hub() -> Hub {
     Hub::new(Settings::default(), Clock::start("test"), None).unwrap()
@@ -291,6 +291,42 @@ fn a_repeated_qos_2_message_is_delivered_once() {
     a.publish(Publish { qos: QoS::ExactlyOnce, packet_id: id, ..Publish::new("x", "2") });
     a.flush();
     assert_eq!(heard(&mut b), ["x=2 2"]);
+}
+
+/// An identifier that seems to be in use may have been released, where the journal of that was lost with a damaged database.
+#[test]
+fn after_damage_a_qos_2_message_is_a_repeated_one_only_if_it_says_so() {
+    let hub = hub();
+    let record = SessionRecord {
+        id: SessionId(1),
+        face: Face::Mqtt as u8,
+        client_id: "a".into(),
+        user: None,
+        expiry_interval: None,
+        detached_at: None,
+        will: None,
+    };
+    let inbound = vec![7, 8, 9];
+    let stored = StoredSession { record, subscriptions: vec![], inbound, queues: vec![], in_doubt: Some(vec![]) };
+    assert!(hub.restore(stored).is_none());
+    let (mut a, mut b) = (hub.attach(persistent("a")).unwrap(), client(&hub, "b"));
+    assert!(a.session_present());
+    subscribe(&mut b, "x", QoS::AtLeastOnce);
+    let mut publish = |dup, id, payload: &'static str| {
+        let packet_id = PacketId::new(id);
+        a.publish(Publish { qos: QoS::ExactlyOnce, dup, packet_id, ..Publish::new("x", payload) });
+        a.flush();
+    };
+    publish(true, 7, "again");
+    assert_eq!(heard(&mut b), [""; 0]);
+    publish(false, 8, "new");
+    assert_eq!(heard(&mut b), ["x=new 1"]);
+    // What came back first was not over; and what is over was not repeated before something new.
+    publish(false, 7, "again");
+    publish(true, 8, "new");
+    assert_eq!(heard(&mut b), [""; 0]);
+    publish(true, 9, "first lost on its way");
+    assert_eq!(heard(&mut b), ["x=first lost on its way 1"]);
 }
 
 #[test]

@@ -285,6 +285,7 @@ fn to_hub<'a>(publish: &mqtt::Publish<'a>, here: GatewayId, from: Option<Gateway
         payload: Bytes::copy_from_slice(publish.payload),
         qos: publish.qos,
         retain: publish.retain,
+        dup: publish.dup,
         packet_id: publish.packet_id,
         properties,
         expiry_interval: if bare { None } else { publish.properties.message_expiry() },

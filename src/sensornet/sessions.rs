@@ -124,9 +124,9 @@ impl Sessions {
         match request {
             Request::Attach { .. } | Request::Resume { .. } | Request::Detach { .. } => {}
             Request::SetWill(will) => entry.link.set_will(will.map(|will| to_hub(will, &self.hub))),
-            Request::Publish { topic, payload, qos, retain, dup: _, answer } => {
+            Request::Publish { topic, payload, qos, retain, dup, answer } => {
                 let packet_id = hub::PacketId::new(answer.msg_id).filter(|_| qos != QoS::AtMostOnce);
-                let publish = Publish { qos, retain, packet_id, ..Publish::new(topic.as_str(), payload) };
+                let publish = Publish { qos, retain, dup, packet_id, ..Publish::new(topic.as_str(), payload) };
                 let outcome = entry.link.publish(publish);
                 self.touched.push(key);
                 match outcome {

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use super::op::{MAX_NUMBER, first_sequence, lane};
 use super::ranges::Ranges;
-use super::{Op, Receipt, SessionId, SessionRecord};
+use super::{Cleared, Op, Receipt, SessionId, SessionRecord};
 use crate::message::{Message, QoS};
 use crate::topic::{SharedFilter, TopicName};
 
@@ -76,6 +76,10 @@ pub(super) enum Change {
         session: SessionId,
         sequence: u64,
     },
+    Clear {
+        session: SessionId,
+        cleared: Cleared,
+    },
     AddInbound {
         session: SessionId,
         packet_id: u16,
@@ -112,6 +116,7 @@ enum Key {
     Session(SessionId),
     Subscription(SessionId, Arc<str>),
     Row(SessionId, u64),
+    Cleared(SessionId, u8),
     Inbound(SessionId, u16),
     Retained(TopicName),
 }
@@ -145,6 +150,10 @@ impl Batch {
                 self.replace(Key::Row(session, sequence), Change::Release { session, sequence }, due, receipt);
             }
             Op::Remove { session, first, last } => self.remove(session, first, last, due, satisfied),
+            Op::Clear { session, cleared, receipt } => {
+                let key = Key::Cleared(session, cleared.lane());
+                self.replace(key, Change::Clear { session, cleared }, due, receipt);
+            }
             Op::AddInbound { session, packet_id, receipt } => {
                 let key = Key::Inbound(session, packet_id);
                 self.replace(key, Change::AddInbound { session, packet_id }, due, receipt);
@@ -233,6 +242,7 @@ impl Batch {
                 Change::PutSubscription { session, .. }
                 | Change::DropSubscription { session, .. }
                 | Change::EnqueueReleased { session, .. }
+                | Change::Clear { session, .. }
                 | Change::RemoveInbound { session, .. } => !is_there(*session) && !coming.contains(session),
                 _ => false,
             });
@@ -460,6 +470,7 @@ impl Change {
             Self::Enqueue(Row { session, sequence, .. })
             | Self::EnqueueReleased { session, sequence }
             | Self::Release { session, sequence } => Key::Row(*session, *sequence),
+            Self::Clear { session, cleared } => Key::Cleared(*session, cleared.lane()),
             Self::AddInbound { session, packet_id, .. } | Self::RemoveInbound { session, packet_id } => {
                 Key::Inbound(*session, *packet_id)
             }
@@ -579,6 +590,7 @@ mod tests {
             Change::Enqueue(_) => "enqueue",
             Change::EnqueueReleased { .. } => "enqueue released",
             Change::Release { .. } => "release",
+            Change::Clear { .. } => "clear",
             Change::AddInbound { .. } => "add inbound",
             Change::RemoveInbound { .. } => "remove inbound",
             Change::PutRetained(_) => "put retained",

@@ -13,12 +13,12 @@ use super::op::{self, first_sequence};
 use super::queue::{self, Count};
 use super::ranges::Ranges;
 use super::row::{Content, encode_extra, encode_flags};
-use super::schema::MAX_SLOT;
+use super::schema::{ALL_LANES, MAX_SLOT};
 use super::state::{Lanes, Queue, State};
 use super::sums;
 use super::topics::Topics;
 use super::wal;
-use super::{SessionId, SessionRecord, Sweep, Swept};
+use super::{Cleared, SessionId, SessionRecord, Sweep, Swept};
 use crate::clock::UnixMillis;
 use crate::message::Message;
 
@@ -344,6 +344,9 @@ fn apply<'a>(
             releases.entry(*session).or_default().insert_range(*sequence, *sequence);
             Ok(())
         }
+        Change::Clear { session, cleared } if state.has(*session) => {
+            write_doubt(connection, *session, Some(*cleared)).map(|_| ())
+        }
         Change::AddInbound { session, packet_id } if state.has(*session) => {
             let sql = "INSERT OR IGNORE INTO inbound VALUES (?1, ?2, ?3)";
             let values = [number(id(*session)), number(i64::from(*packet_id))];
@@ -358,7 +361,7 @@ fn apply<'a>(
             connection.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([topic.as_str()]).map(|_| ())
         }
         // The session was dropped while another task still had something for it.
-        Change::PutSubscription { .. } | Change::AddInbound { .. } => Ok(()),
+        Change::PutSubscription { .. } | Change::AddInbound { .. } | Change::Clear { .. } => Ok(()),
     }
 }
 
@@ -417,6 +420,7 @@ fn drop_session(connection: &Connection, state: &mut State, session: SessionId) 
         "DELETE FROM subscription WHERE session = ?1",
         "DELETE FROM inbound WHERE session = ?1",
         "DELETE FROM lane WHERE session = ?1",
+        "DELETE FROM doubt WHERE session = ?1",
     ] {
         connection.prepare_cached(table)?.execute([id(session)])?;
     }
@@ -487,6 +491,29 @@ pub(super) fn write_lane(connection: &Connection, session: SessionId, lane: u8, 
     let nothing = ValueRef::Null;
     let values = [session, slot, number(UNKNOWN_FACE), text(""), nothing, nothing, nothing];
     sums::write(connection, "session", PUT_SESSION, values).map(|_| ())
+}
+
+/// Notes that it is in doubt which packet identifiers of a session are in use, or how far that is cleared up in a lane.
+pub(super) fn write_doubt(
+    connection: &Connection,
+    session: SessionId,
+    cleared: Option<Cleared>,
+) -> rusqlite::Result<usize> {
+    let clamped = |number: u64| ValueRef::Integer(i64::try_from(number).unwrap_or(i64::MAX));
+    let (lane, below, until) = match cleared {
+        Some(cleared) => {
+            (i64::from(cleared.lane()), op::number(cleared.below), cleared.until - first_sequence(cleared.lane()))
+        }
+        None => (ALL_LANES, 0, 0),
+    };
+    let values = [number(id(session)), number(lane), clamped(below), clamped(until)];
+    sums::write(connection, "doubt", "INSERT OR REPLACE INTO doubt VALUES (?1, ?2, ?3, ?4, ?5)", values)
+}
+
+/// What was cleared up in a lane is in doubt again.
+pub(super) fn forget_cleared(connection: &Connection, session: SessionId, lane: u8) -> rusqlite::Result<()> {
+    let mut delete = connection.prepare_cached("DELETE FROM doubt WHERE session = ?1 AND lane = ?2")?;
+    delete.execute(params![id(session), lane]).map(|_| ())
 }
 
 /// Writes what a slot holds up to the message with number `last`.

@@ -421,6 +421,7 @@ fn take_receipt(op: &mut Op) -> Option<Arc<Receipt>> {
         | Op::Release { receipt, .. }
         | Op::AddInbound { receipt, .. }
         | Op::RemoveInbound { receipt, .. }
+        | Op::Clear { receipt, .. }
         | Op::PutRetained(_, receipt)
         | Op::DropRetained(_, receipt) => receipt.take(),
         Op::PutSession(_) | Op::DropSession(_) | Op::DropSubscription { .. } | Op::Remove { .. } => None,

@@ -69,7 +69,7 @@ pub(super) fn pack_queues(connection: &Connection) -> rusqlite::Result<()> {
 
 /// From version 3 to 4, where the rows of the small tables have checks.
 pub(super) fn add_sums(connection: &Connection) -> rusqlite::Result<()> {
-    for table in sums::TABLES {
+    for table in ["session", "lane", "subscription", "inbound", "released", "summary"] {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table}"))?;
         let columns = statement.column_count();
         let rows = statement.query_map([], |row| (0..columns - 1).map(|column| row.get(column)).collect())?;

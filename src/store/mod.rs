@@ -71,8 +71,8 @@ use waiting::Waiting;
 use writer::Writer;
 
 pub use op::{
-    Due, Op, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession, StoredState,
-    StoredSubscription, Sweep, Swept, WillRecord, first_sequence, lane, number,
+    Cleared, Due, Op, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession,
+    StoredState, StoredSubscription, Sweep, Swept, WillRecord, first_sequence, lane, number,
 };
 pub use receipt::{Line, Receipt, ReceiptState};
 

@@ -85,6 +85,12 @@ pub enum Op {
         first: u64,
         last: u64,
     },
+    /// After damage to the database: so far the receiver is known to hold no packet identifier of a lost message.
+    Clear {
+        session: SessionId,
+        cleared: Cleared,
+        receipt: Option<Arc<Receipt>>,
+    },
     /// A QoS 2 message with this packet identifier was accepted from the session's client.
     AddInbound {
         session: SessionId,
@@ -156,6 +162,29 @@ pub struct StoredSession {
     pub inbound: Vec<u16>,
     /// The lanes of its queue, lane 0 first.
     pub queues: Vec<QueueSummary>,
+    /// Set since the database was damaged: a message may be lost of which the other side holds the packet identifier, and
+    /// one of `inbound` may be in use no more. Holds what has been cleared up, by lane.
+    pub in_doubt: Option<Vec<Cleared>>,
+}
+
+/// How far the packet identifiers of a lane are known to be free, or in use by what the lane holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cleared {
+    /// Those of the sequences below are. No message from here on has been sent since the damage.
+    pub below: u64,
+    /// From this sequence on they have come round: once `below` has come so far there is no doubt.
+    pub until: u64,
+}
+
+impl Cleared {
+    pub fn lane(self) -> u8 {
+        lane(self.below)
+    }
+
+    /// Whether there is no doubt left.
+    pub fn is_over(self) -> bool {
+        self.below >= self.until
+    }
 }
 
 /// A subscription as it was found in the store; the fields are those of [`Op::PutSubscription`].
@@ -186,6 +215,8 @@ pub struct Page {
     pub messages: Vec<StoredMessage>,
     /// Nothing follows the last message.
     pub complete: bool,
+    /// Damaged messages were found here, which may have been sent: see [`StoredSession::in_doubt`].
+    pub in_doubt: bool,
     /// Reading failed, and the reason is in the log; what was read before stands in `messages`. Try again later.
     pub failed: bool,
 }

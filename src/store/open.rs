@@ -380,10 +380,10 @@ fn replace(
     match &salvaged {
         Ok(salvaged) => {
             let Salvaged { sessions, subscriptions, retained, messages, lost, lost_rows, .. } = *salvaged;
-            let Salvaged { unreadable_pages, is_unfinished, .. } = *salvaged;
+            let Salvaged { may_come_twice, in_doubt, unreadable_pages, is_unfinished, .. } = *salvaged;
             error!(
-                %reason, moved_to = %path, sessions, subscriptions, retained, messages, lost, lost_rows, unreadable_pages,
-                is_unfinished,
+                %reason, moved_to = %path, sessions, subscriptions, retained, messages, lost, lost_rows, may_come_twice,
+                in_doubt, unreadable_pages, is_unfinished,
                 "the database is damaged and was moved aside; what could be read of it is kept. Check the disk, and delete \
                  the file when it is not needed any more"
             );

@@ -10,10 +10,10 @@ use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 use tracing::error;
 
 use super::batch::Row;
-use super::database::lane_slot;
+use super::database::{forget_cleared, lane_slot, write_doubt};
 use super::op::{self, first_sequence, number};
 use super::row::row_check;
-use super::run::{Frame, Frames, MAX_RUN_SPAN, Place, Run};
+use super::run::{Frame, Frames, Place, Run};
 use super::schema::{key_number, key_slot, queue_key, slot_keys};
 use super::state::{Queue, State};
 use super::sums;
@@ -445,7 +445,8 @@ fn thin(
     Ok(gone)
 }
 
-/// Takes the damaged messages out of the run with `key`, of which a copy is kept. Returns how many are lost.
+/// Takes the damaged messages out of the run with `key`, of which a copy is kept. Returns how many are lost. They may have
+/// been sent, and their receiver may hold their identifiers.
 pub(super) fn set_aside(
     connection: &Connection,
     state: &mut State,
@@ -465,39 +466,12 @@ pub(super) fn set_aside(
     connection
         .prepare_cached("DELETE FROM damaged WHERE id <= (SELECT max(id) FROM damaged) - ?1")?
         .execute([MAX_DAMAGED])?;
-    let unreleased = may_be_unreleased(connection, state, session, lane, &head)?;
+    forget_cleared(connection, session, lane)?;
+    write_doubt(connection, session, None)?;
     let topics = std::mem::take(&mut state.topics);
     let lost = thin(connection, state, (session, lane), &head, None, |frame| frame.checked_topic(&topics).is_ok());
     state.topics = topics;
-    for number in unreleased {
-        append_released(connection, state, session, first_sequence(lane) | number)?;
-    }
     Ok(lost?.messages)
-}
-
-/// The numbers of damaged messages of a run in which there is QoS 2. A receiver that has begun to take one under its
-/// packet identifier would take the next message with that identifier for the same one, and must be told to release it.
-fn may_be_unreleased(
-    connection: &Connection,
-    state: &mut State,
-    session: SessionId,
-    lane: u8,
-    head: &Head,
-) -> rusqlite::Result<Vec<u64>> {
-    let (Some(queue), topics) = state.queue_and_topics(session, first_sequence(lane)) else { return Ok(Vec::new()) };
-    let frames = frames(connection, head)?;
-    let (mut known, mut exactly_once) = (queue.gone.clone(), false);
-    for frame in Frames::new(head.place(), &frames) {
-        exactly_once |= frame.is_exactly_once();
-        if frame.checked_topic(topics).is_ok() {
-            known.insert_range(frame.number, frame.number);
-        }
-    }
-    // A place that is damaged says nothing.
-    if !exactly_once || head.last() - head.first > MAX_RUN_SPAN {
-        return Ok(Vec::new());
-    }
-    Ok((head.first..=head.last()).filter(|&number| !known.contains(number)).collect())
 }
 
 /// Deletes rows of dropped sessions, `bytes` at most.

@@ -12,11 +12,11 @@ use super::op::{first_sequence, number};
 use super::queue::{self, FRAMES, HEAD, Head};
 use super::row::{Content, Grant, Malformed, parse_topic};
 use super::run::{Frame, Frames};
-use super::schema::{queue_key, slot_keys};
+use super::schema::{ALL_LANES, queue_key, slot_keys};
 use super::state::{Queue, State};
 use super::topics::Topics;
 use super::{
-    Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession, StoredState,
+    Cleared, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession, StoredState,
     StoredSubscription, WillRecord,
 };
 use crate::clock::UnixMillis;
@@ -26,6 +26,7 @@ use crate::message::{Message, QoS};
 pub(super) fn sessions(connection: &Connection, state: &State) -> rusqlite::Result<Vec<StoredSession>> {
     let mut subscriptions = subscriptions(connection)?;
     let mut inbound = inbound(connection)?;
+    let mut in_doubt = in_doubt(connection)?;
     let mut wills = wills(connection)?;
     let mut statement =
         connection.prepare("SELECT id, face, client_id, user, expiry_millis, detached_at FROM session ORDER BY id")?;
@@ -48,7 +49,7 @@ pub(super) fn sessions(connection: &Connection, state: &State) -> rusqlite::Resu
         };
         let (subscriptions, inbound) =
             (subscriptions.remove(&id).unwrap_or_default(), inbound.remove(&id).unwrap_or_default());
-        sessions.push(StoredSession { record, subscriptions, inbound, queues });
+        sessions.push(StoredSession { record, subscriptions, inbound, queues, in_doubt: in_doubt.remove(&id) });
     }
     Ok(sessions)
 }
@@ -196,6 +197,21 @@ fn inbound(connection: &Connection) -> rusqlite::Result<HashMap<SessionId, Vec<u
     let mut all: HashMap<_, Vec<_>> = HashMap::new();
     while let Some(row) = rows.next()? {
         all.entry(SessionId(row.get(0)?)).or_default().push(row.get(1)?);
+    }
+    Ok(all)
+}
+
+/// What has been cleared up of the sessions that are in doubt.
+fn in_doubt(connection: &Connection) -> rusqlite::Result<HashMap<SessionId, Vec<Cleared>>> {
+    let mut statement = connection.prepare("SELECT session, lane, below, until FROM doubt")?;
+    let mut rows = statement.query([])?;
+    let mut all: HashMap<_, Vec<_>> = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let cleared = all.entry(SessionId(row.get(0)?)).or_default();
+        if row.get::<_, i64>(1)? != ALL_LANES {
+            let first = first_sequence(row.get(1)?);
+            cleared.push(Cleared { below: first + row.get::<_, u64>(2)?, until: first + row.get::<_, u64>(3)? });
+        }
     }
     Ok(all)
 }

@@ -26,7 +26,7 @@ use crate::topic::TopicName;
 /// or removed cost more, and lose more where a page of the database is damaged.
 const MAX_RUN_BYTES: usize = 8 << 10;
 /// A run holds neighbours: a message that is further from the first one than this begins another run.
-pub(super) const MAX_RUN_SPAN: u64 = 1 << 16;
+const MAX_RUN_SPAN: u64 = 1 << 16;
 
 const CHECK_BYTES: usize = 4;
 

@@ -3,6 +3,9 @@
 //! Every row and every message that passes its check is taken over, under the key it had: queues keep their order and
 //! their sequences, and QoS 2 deliveries go on where they were. Nothing is guessed: a row that fails its check is left
 //! out, and what belonged to a session that is lost goes with it.
+//!
+//! What cannot be read may have been sent. Which packet identifiers the other side holds is not known any more, and every
+//! session is marked so: see table `doubt` in `schema`, and what the hub does about it in `hub::queue`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,14 +19,15 @@ use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, params_from_iter};
 use thiserror::Error;
 
-use super::database::{write_lane, write_summary};
+use super::SessionId;
+use super::database::{write_doubt, write_lane, write_summary};
 use super::op::number;
 use super::pages::Pages;
 use super::queue::{self, Count, gone_check};
 use super::ranges::Ranges;
 use super::row::Content;
 use super::run::{self, Frames, Run};
-use super::schema::{self, APPLICATION_ID, VERSION, key_number, key_slot};
+use super::schema::{self, APPLICATION_ID, READABLE_VERSION, VERSION, key_number, key_slot};
 use super::state::Place;
 use super::sums;
 use super::topics::Topics;
@@ -32,9 +36,6 @@ use crate::topic::TopicName;
 /// How long it may take; what was not read by then stays in the database that is moved aside. The gateway does not
 /// serve meanwhile, and whoever supervises it waits no longer than a minute and a half.
 const SALVAGE_TIME: Duration = Duration::from_secs(30);
-
-/// No more messages than there are packet identifiers can be under way.
-const MAX_UNRELEASED: u64 = u16::MAX as u64;
 
 /// What was saved, and what is known to be lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,11 @@ pub(super) struct Salvaged {
     pub messages: u64,
     /// Messages that are lost, as far as they can be counted.
     pub lost: u64,
+    /// Of `messages`, those at QoS 2: one whose acknowledgement is lost comes a second time.
+    pub may_come_twice: u64,
+    /// QoS 2 messages that clients may not have released: one that is sent again is taken for the same, unless it is new and
+    /// says so.
+    pub in_doubt: u64,
     /// Rows of sessions, subscriptions and the like that are lost, as far as they can be counted.
     pub lost_rows: u64,
     /// Pages that could not be read, each with everything below it.
@@ -74,7 +80,8 @@ pub(super) enum SalvageError {
 pub(super) fn salvage(path: &Path, log: &Path, into: &Path, known: &[Place]) -> Result<Salvaged, SalvageError> {
     let mut pages = Pages::open(path, log, Instant::now() + SALVAGE_TIME)?;
     // A first page that cannot be read says nothing; what is found below has its checks.
-    if pages.version(APPLICATION_ID).is_some_and(|found| found != (VERSION, true)) {
+    let readable = READABLE_VERSION..=VERSION;
+    if pages.version(APPLICATION_ID).is_some_and(|(version, is_ours)| !is_ours || !readable.contains(&version)) {
         return Err(SalvageError::Foreign);
     }
     let mut connection = Connection::open(into)?;
@@ -116,11 +123,10 @@ struct Queue {
     highest: Option<u64>,
     gone: Ranges,
     released: Ranges,
-    /// Numbers of runs that were taken over, and of the messages in them that are whole.
+    /// Numbers of runs that were taken over.
     taken: Ranges,
-    whole: Ranges,
-    /// QoS 2 is used here.
-    exactly_once: bool,
+    /// Of `count`, messages at QoS 2 that are not released.
+    exactly_once: u64,
     count: Count,
     /// Of `count`, messages up to `last`.
     counted: u64,
@@ -137,8 +143,7 @@ impl Queue {
             gone: Ranges::default(),
             released: Ranges::default(),
             taken: Ranges::default(),
-            whole: Ranges::default(),
-            exactly_once: false,
+            exactly_once: 0,
             count: Count::default(),
             counted: 0,
             lost: 0,
@@ -181,7 +186,7 @@ impl Salvage<'_> {
         }
         let is_known = |row: &[Value]| matches!(row, [Value::Integer(session), ..] if clients.contains_key(session));
         self.found.subscriptions = self.checked("subscription", is_known)?;
-        self.checked("inbound", is_known)?;
+        self.found.in_doubt = self.checked("inbound", is_known)?;
         self.rows("will", |row| is_known(row) && row.split_at_checked(2).is_some_and(|(_, row)| is_message(row)))?;
         self.found.retained = self.rows("retained", is_message)?;
         self.checked("summary", |row| {
@@ -201,6 +206,9 @@ impl Salvage<'_> {
                 (queue.last, queue.expected) = (Some(number(last)), messages);
                 queue.saw(number(last));
             }
+        }
+        for &session in clients.keys() {
+            write_doubt(self.connection, SessionId(session.unsigned_abs()), None)?;
         }
         let mut topics = Topics::default();
         self.rows("topic", |row| {
@@ -229,7 +237,6 @@ impl Salvage<'_> {
             queues.get_mut(&key_slot(*key)).is_some_and(|queue| {
                 queue.saw(number);
                 queue.released.insert_range(number, number);
-                queue.exactly_once = true;
                 queue.add(number, 0);
                 true
             })
@@ -311,16 +318,10 @@ impl Salvage<'_> {
     fn finish(self) -> rusqlite::Result<Salvaged> {
         let Self { connection, pages, queues, mut found, .. } = self;
         let mut lost: HashMap<Arc<str>, u64> = HashMap::new();
-        let exactly_once = queues.values().any(|queue| queue.exactly_once);
-        for (slot, mut queue) in queues {
-            // Of a queue that is lost as a whole the others tell whether QoS 2 is used here.
-            queue.exactly_once |= exactly_once && queue.whole.iter().next().is_none();
+        for (slot, queue) in queues {
             found.messages += queue.count.messages;
+            found.may_come_twice += queue.exactly_once;
             let missing = queue.missing();
-            for number in queue.to_release() {
-                queue::put_released(connection, slot, number)?;
-                queue.add(number, 0);
-            }
             if let Some(highest) = queue.highest {
                 write_summary(connection, slot, highest, queue.count)?;
             }
@@ -340,20 +341,6 @@ impl Queue {
     /// How many messages are lost, as far as they can be counted.
     fn missing(&self) -> u64 {
         self.lost.max(self.expected.saturating_sub(self.counted))
-    }
-
-    /// The numbers of lost messages that may have been sent. A receiver that has begun to take one under its packet
-    /// identifier would take the next message with that identifier for the same one, and must be told to release it. To
-    /// release one that it does not know does no harm.
-    fn to_release(&self) -> Vec<u64> {
-        let missing = self.missing();
-        let Some(highest) = self.highest.filter(|_| missing > 0 && self.exactly_once) else { return Vec::new() };
-        let lowest = self.whole.iter().next().map_or(highest + 1, |(lowest, _)| lowest);
-        let first = lowest.saturating_sub(missing);
-        let known = [&self.whole, &self.gone, &self.released];
-        (first..=highest.min(first + MAX_UNRELEASED))
-            .filter(|&number| !known.iter().any(|ranges| ranges.contains(number)))
-            .collect()
     }
 
     /// What is good of the run at `place`, which ends before or with number `last` and had so many messages.
@@ -385,8 +372,6 @@ impl Queue {
         for frame in Frames::new(place, frames).filter(|frame| frame.checked_topic(topics).is_ok()) {
             whole += 1;
             let number = frame.number;
-            self.whole.insert_range(number, number);
-            self.exactly_once |= frame.is_exactly_once();
             // An older version of a run, which a lost page has left behind, may hold what is in another one too.
             if [&self.gone, &self.released, &self.taken].into_iter().any(|ranges| ranges.contains(number)) {
                 continue;
@@ -394,6 +379,7 @@ impl Queue {
             let size = frame.size(topics);
             run.messages += 1;
             run.bytes += size;
+            self.exactly_once += u64::from(frame.is_exactly_once());
             run.lasted = run.lasted.max(frame.content.accepted_at.saturating_sub(accepted_at));
             run.expires_at = [run.expires_at, frame.expires_at()].into_iter().flatten().min();
             run.frames.extend_from_slice(frame.encoded);
@@ -422,34 +408,4 @@ fn is_message(row: &[Value]) -> bool {
     let (Ok(flags), Ok(extra)) = (u8::try_from(*flags), ValueRef::from(extra).as_blob_or_null()) else { return false };
     let content = Content { payload, flags, accepted_at: *accepted_at, extra };
     *sum == Value::Integer(content.check(topic.as_bytes()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lost_messages_that_may_have_been_sent_at_qos_2_are_released() {
-        let check = |expected_messages: u64, whole: &[u64], gone: &[u64], expected: &[u64]| {
-            let mut queue = Queue::new("c".into());
-            queue.exactly_once = true;
-            (queue.expected, queue.last) = (expected_messages, Some(10));
-            queue.saw(10);
-            for &number in whole {
-                queue.whole.insert_range(number, number);
-                queue.add(number, 1);
-            }
-            gone.iter().for_each(|&number| queue.gone.insert_range(number, number));
-            assert_eq!(queue.to_release(), expected, "{expected_messages} of which {whole:?}");
-            queue.exactly_once = false;
-            assert_eq!(queue.to_release(), [0; 0]);
-        };
-        check(2, &[9, 10], &[], &[]);
-        // From the front, where messages may be on their way, and from the middle.
-        check(4, &[9, 10], &[], &[7, 8]);
-        check(4, &[7, 10], &[8], &[5, 6, 9]);
-        // All of them.
-        check(3, &[], &[], &[8, 9, 10]);
-        check(12, &[], &[], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
-    }
 }

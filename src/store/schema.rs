@@ -49,6 +49,7 @@ const MIGRATIONS: &[Step] = &[
     Step { sql: VERSION_2, then: |_| Ok(()) },
     Step { sql: VERSION_3, then: migrate::pack_queues },
     Step { sql: VERSION_4, then: migrate::add_sums },
+    Step { sql: VERSION_5, then: |_| Ok(()) },
 ];
 
 /// `slot` numbers a session within the keys of its queue and is used again when the session has gone.
@@ -113,6 +114,20 @@ const VERSION_4: &str = "
      ALTER TABLE lane ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE released ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE summary ADD COLUMN sum INTEGER NOT NULL DEFAULT 0;";
+
+/// What is in doubt since a database was damaged.
+const VERSION_5: &str = "
+     -- Since then it is not known which packet identifiers a session and its client hold: in all lanes where `lane` is -1,
+     -- but for those that have a row of their own. below, until: see `Cleared`, as numbers.
+     CREATE TABLE doubt (
+         session INTEGER NOT NULL, lane INTEGER NOT NULL, below INTEGER NOT NULL, until INTEGER NOT NULL,
+         sum INTEGER NOT NULL, PRIMARY KEY (session, lane)) STRICT, WITHOUT ROWID;";
+
+/// In table `doubt`.
+pub(super) const ALL_LANES: i64 = -1;
+
+/// The first version that holds what this one does, in tables that are the same.
+pub(super) const READABLE_VERSION: i32 = 4;
 
 /// The version that this program reads and writes.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;

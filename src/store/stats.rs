@@ -62,7 +62,7 @@ pub(super) struct Stats {
 struct Replacement {
     moved_to: String,
     messages: u64,
-    /// Messages that are known to be lost; `None` where nothing was saved.
+    /// Messages that are known to be lost, and there may be more; `None` where nothing was saved.
     lost: Option<u64>,
 }
 
@@ -231,7 +231,7 @@ impl Stats {
             }
             (None, Some(Replacement { moved_to, messages, lost })) => {
                 let lost = match lost {
-                    Some(lost) => format!("{messages} queued messages were saved, {lost} are known to be lost"),
+                    Some(lost) => format!("{messages} queued messages were saved, at least {lost} are lost"),
                     None => "nothing of it could be saved".to_owned(),
                 };
                 let reason = format!(

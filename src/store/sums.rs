@@ -9,7 +9,7 @@ use rusqlite::{Connection, params_from_iter};
 use super::row::CHECK;
 
 /// The tables whose rows have such a check.
-pub(super) const TABLES: [&str; 6] = ["session", "lane", "subscription", "inbound", "released", "summary"];
+pub(super) const TABLES: [&str; 7] = ["session", "lane", "subscription", "inbound", "released", "summary", "doubt"];
 
 /// The check of a row of `table` with these values.
 pub(super) fn sum<'a>(table: &str, values: impl IntoIterator<Item = ValueRef<'a>>) -> i64 {

@@ -165,8 +165,13 @@ fn everything_comes_back_after_a_restart() {
     let mut opened = open(directory.path());
     assert_eq!(opened.quarantined(), None);
     let queue = QueueSummary { lane: 0, first: Some(11), last: Some(15), messages: 5, bytes: 4 * 5 };
-    let expected =
-        StoredSession { record: full, subscriptions: filters.to_vec(), inbound: vec![9], queues: vec![queue] };
+    let expected = StoredSession {
+        record: full,
+        subscriptions: filters.to_vec(),
+        inbound: vec![9],
+        queues: vec![queue],
+        in_doubt: None,
+    };
     assert_eq!(opened.sessions().unwrap(), [expected]);
     let mut retained = Vec::new();
     opened.retained(&mut |message| retained.push(message)).unwrap();

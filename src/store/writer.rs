@@ -338,8 +338,7 @@ impl Writer {
                     lane, lost, "messages in the store are damaged and will not be delivered; check the disk"
                 );
                 self.stats.damaged.fetch_add(lost, Ordering::Relaxed);
-                // What was damaged may be followed up by a release.
-                page(&self.database, &self.kept).map(|(page, _)| page)
+                page(&self.database, &self.kept).map(|(page, _)| Page { in_doubt: true, ..page })
             }
             Err(error) if open::damage(&error).is_some() => Err(error),
             Err(error) => {

@@ -149,6 +149,7 @@ impl Inbound<'_, '_> {
                     payload: Bytes::copy_from_slice(publish.payload),
                     qos: publish.qos,
                     retain: publish.retain && rule.retain == Retain::AsPublished,
+                    dup: publish.dup,
                     packet_id: publish.packet_id,
                     properties,
                     expiry_interval: rule.remaining_expiry(publish.properties.message_expiry(), Duration::ZERO),

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::{Link, Outcome, Refusal};
+use super::{Exchange, Link, Outcome, Refusal};
 use crate::hub::PacketId;
-use crate::hub::session::{State, submit};
-use crate::message::QoS;
+use crate::hub::session::{Session, State, submit};
 use crate::store::{Due, Op, Receipt, ReceiptState};
 
 /// An inbound QoS 2 message was released (PUBREL).
@@ -36,16 +35,25 @@ impl Link {
 
     /// A refusal, unless this repeats a QoS 2 message that was accepted: that is the same message still, whatever has
     /// changed since. Told otherwise, its sender would use the identifier for a new message, which would be lost.
-    pub(super) fn refuse(&self, qos: QoS, packet_id: Option<PacketId>, refusal: Refusal) -> Outcome {
+    pub(super) fn refuse(&self, exchange: Option<Exchange>, refusal: Refusal) -> Outcome {
         let state = self.session.state.lock();
-        let earlier = packet_id.filter(|_| qos == QoS::ExactlyOnce).and_then(|id| state.inbound_of(id));
+        let is_new = |Exchange { packet_id, dup }| !dup && state.inbound_in_doubt.contains(&packet_id.get());
+        let exchange = exchange.filter(|&exchange| !is_new(exchange));
+        let earlier = exchange.and_then(|exchange| state.inbound_of(exchange.packet_id));
         earlier.map_or(Outcome::Refused(refusal), |receipt| answer_again(receipt.as_ref()))
     }
 
     /// Notes the identifier of an inbound QoS 2 message; for one that was already accepted, how to answer it again.
-    pub(super) fn repeated(&mut self, packet_id: PacketId, receipt: Option<&Arc<Receipt>>) -> Option<Outcome> {
+    pub(super) fn repeated(
+        &mut self,
+        Exchange { packet_id, dup }: Exchange,
+        receipt: Option<&Arc<Receipt>>,
+    ) -> Option<Outcome> {
         let id = packet_id.get();
         let mut state = self.session.state.lock();
+        if !state.inbound_in_doubt.is_empty() {
+            self.ops.extend(clear_up(&mut state, &self.session, id, dup));
+        }
         // One that could not be kept was never accepted. Its connection may have been closed before the failure was seen.
         if let Some(earlier) = state.inbound_of(packet_id) {
             return Some(answer_again(earlier.as_ref()));
@@ -83,15 +91,16 @@ impl Link {
     }
 
     /// The peer has lost its session: the QoS 2 identifiers it used before mean nothing any more, and what comes under
-    /// them now is new.
-    pub fn forget_all_inbound(&mut self) {
+    /// them now is new. Nor does it hold any of ours.
+    pub fn peer_is_new(&mut self) {
         let mut state = self.session.state.lock();
         let durable = self.session.durable;
         let mut ops = Vec::new();
+        state.queue.clear_all(&self.session.signal, &mut ops);
         for (packet_id, _) in state.inbound.drain().filter(|_| durable) {
             ops.push(Op::RemoveInbound { session: self.session.id, packet_id, receipt: None });
         }
-        submit(self.hub.store(), &mut ops, Due::Soon);
+        submit(self.hub.store(), &mut ops, Due::Now);
     }
 
     /// PUBREL: the peer has released the identifier of its QoS 2 message.
@@ -113,6 +122,19 @@ impl Link {
         }
         Released { known, receipt }
     }
+}
+
+/// After damage to the database an identifier may seem to be in use that the peer has released. A peer that comes back
+/// sends what is not over again first, and marks it (MQTT 5.0 §3.3.1.1, §4.4): once it sends something new, whatever it has
+/// not repeated is over. Returns what the journal must learn of that.
+fn clear_up(state: &mut State, session: &Session, id: u16, dup: bool) -> Vec<Op> {
+    if dup {
+        state.inbound_in_doubt.remove(&id);
+        return Vec::new();
+    }
+    let over = std::mem::take(&mut state.inbound_in_doubt).into_iter();
+    let over = over.filter(|id| state.inbound.remove(id).is_some() && session.durable);
+    over.map(|packet_id| Op::RemoveInbound { session: session.id, packet_id, receipt: None }).collect()
 }
 
 /// How to answer the repetition of a QoS 2 message whose first answer waits, or waited, for `receipt`.

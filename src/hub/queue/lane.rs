@@ -7,6 +7,7 @@
 //! without a write for each send. A QoS 2 message of a durable queue is sent only once it is on disk: after a crash it
 //! goes out again under the same identifier and its receiver can tell that it is the same message.
 
+mod clearing;
 mod tail;
 
 use std::collections::VecDeque;
@@ -17,6 +18,7 @@ use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
 use crate::store::{Op, QueueSummary, Receipt, ReceiptState, SessionId, first_sequence, number};
+use clearing::Clearing;
 use tail::{AT_ONCE, Tail, earliest};
 
 #[derive(Debug)]
@@ -86,6 +88,8 @@ pub(super) struct Lane {
     next_sequence: u64,
     /// Messages found on disk at start that may have been sent before the crash.
     maybe_sent: usize,
+    /// After damage to the database: packet identifiers that may not be free.
+    clearing: Option<Box<Clearing>>,
     /// What the messages in memory weigh.
     held: u64,
 }
@@ -111,6 +115,7 @@ impl Lane {
             loading: None,
             next_sequence: first_sequence(index),
             maybe_sent: 0,
+            clearing: None,
             held: 0,
         }
     }
@@ -336,6 +341,7 @@ impl Lane {
         while into.len() < end
             && self.resent == self.inflight.len()
             && self.outstanding < usize::from(window)
+            && (self.clearing.is_none() || self.clear(into, end, window))
             && let Some(entry) = self.waiting.front()
         {
             let state = entry.committed.as_ref().map_or(ReceiptState::Done, |receipt| receipt.state());
@@ -415,7 +421,10 @@ impl Lane {
 
     /// The identifiers come round again; the oldest unacknowledged message may still hold this one.
     fn identifier_is_free(&self, sequence: u64) -> bool {
-        self.inflight.front().is_none_or(|oldest| sequence - oldest.sequence < u64::from(self.identifiers.count))
+        // What is released may stand further on than what is paged in later.
+        self.inflight
+            .front()
+            .is_none_or(|oldest| sequence.abs_diff(oldest.sequence) < u64::from(self.identifiers.count))
     }
 
     /// What is not yet acknowledged of what was sent on this connection.
@@ -457,8 +466,11 @@ impl Lane {
         self.finish(id, |state| matches!(state, InflightState::Published(_)), ops)
     }
 
-    /// PUBCOMP: the QoS 2 delivery is over. False for an identifier that was not released.
-    pub fn complete(&mut self, id: PacketId, ops: &mut Vec<Op>) -> bool {
+    /// PUBCOMP: the QoS 2 delivery is over. False for an identifier that was not released for one.
+    pub fn complete(&mut self, id: PacketId, signal: &Arc<Signal>, ops: &mut Vec<Op>) -> bool {
+        if self.clearing.is_some() && self.is_cleared(id, signal, ops) {
+            return false;
+        }
         self.finish(id, |state| matches!(state, InflightState::Released | InflightState::Releasing(_)), ops)
     }
 
@@ -525,14 +537,14 @@ impl Lane {
         if self.inflight.get(guess).is_some_and(|entry| entry.sequence == sequence) {
             return Some(guess);
         }
-        // What is released may lie further on, behind a hole that damage to the disk has left.
-        let last = self.inflight.back()?.sequence;
-        let mut sequences = (sequence..=last).step_by(usize::from(self.identifiers.count));
-        sequences.find_map(|sequence| self.inflight.binary_search_by_key(&sequence, |entry| entry.sequence).ok())
+        // What is released may lie further on, behind a hole that damage to the disk has left, or out of line.
+        let in_line = self.inflight.binary_search_by_key(&sequence, |entry| entry.sequence);
+        in_line.ok().or_else(|| self.inflight.iter().position(|entry| self.identifier(entry.sequence) == id))
     }
 
     /// A new connection: everything unacknowledged is sent again, in order (MQTT 5.0 §4.4).
     pub fn rewind(&mut self) {
+        self.rewind_clearing();
         self.resent = 0;
         self.outstanding = 0;
         self.releases.clear();

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
-use crate::store::{self, Op, PageLimit, QueueSummary, Receipt, SessionId, StoredMessage, Sweep, Swept};
+use crate::store::{self, Cleared, Op, PageLimit, QueueSummary, Receipt, SessionId, StoredMessage, Sweep, Swept};
 use crate::topic::SharedFilter;
 use lane::{Identifiers, Lane};
 
@@ -268,9 +268,20 @@ impl Queue {
     }
 
     /// A durable queue found on disk. Up to `window` of the first messages of each lane may have been sent before the
-    /// gateway stopped.
-    pub fn restored(session: SessionId, layout: Layout, found: &[QueueSummary], window: u16) -> Self {
+    /// gateway stopped. `in_doubt` is that of [`store::StoredSession`].
+    pub fn restored(
+        session: SessionId,
+        layout: Layout,
+        found: &[QueueSummary],
+        in_doubt: Option<&[Cleared]>,
+        window: u16,
+    ) -> Self {
         let mut queue = Self::new(session, true, layout);
+        if let Some(cleared) = in_doubt {
+            for (index, lane) in queue.lanes.iter_mut().enumerate() {
+                lane.doubt(cleared.iter().find(|cleared| usize::from(cleared.lane()) == index).copied());
+            }
+        }
         for found in found {
             if let Some(lane) = queue.lanes.get_mut(usize::from(found.lane)) {
                 lane.restore(*found, window);
@@ -504,9 +515,9 @@ impl Queue {
         self.lane_of(id).is_some_and(|lane| lane.acknowledge(id, ops))
     }
 
-    /// PUBCOMP: the QoS 2 delivery is over. False for an identifier that was not released.
-    pub fn complete(&mut self, id: PacketId, ops: &mut Vec<Op>) -> bool {
-        self.lane_of(id).is_some_and(|lane| lane.complete(id, ops))
+    /// PUBCOMP: the QoS 2 delivery is over. False for an identifier that was not released for one.
+    pub fn complete(&mut self, id: PacketId, signal: &Arc<Signal>, ops: &mut Vec<Op>) -> bool {
+        self.lane_of(id).is_some_and(|lane| lane.complete(id, signal, ops))
     }
 
     /// PUBREC: [`Queue::take`] yields the PUBREL once this is on disk. False for an identifier that is not inflight.
@@ -517,6 +528,11 @@ impl Queue {
     /// A new connection: everything unacknowledged is sent again, in order (MQTT 5.0 §4.4).
     pub fn rewind(&mut self) {
         self.lanes.iter_mut().for_each(Lane::rewind);
+    }
+
+    /// The receiver has begun a new session: it holds no identifiers.
+    pub fn clear_all(&mut self, signal: &Arc<Signal>, ops: &mut Vec<Op>) {
+        self.lanes.iter_mut().for_each(|lane| lane.clear_all(signal, ops));
     }
 
     /// The connection is gone: QoS 0 goes with it.
@@ -558,6 +574,13 @@ impl Queue {
     pub fn page_in(&mut self, from: u64, messages: Vec<StoredMessage>, complete: bool) {
         if let Some(lane) = self.lanes.get_mut(usize::from(store::lane(from))) {
             lane.page_in(messages, complete);
+        }
+    }
+
+    /// A message of the lane of sequence `from` is lost, and its receiver may hold its identifier.
+    pub fn doubt(&mut self, from: u64) {
+        if let Some(lane) = self.lanes.get_mut(usize::from(store::lane(from))) {
+            lane.doubt(None);
         }
     }
 

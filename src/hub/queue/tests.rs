@@ -1,5 +1,7 @@
 //! A queue as its session uses it, of one lane and of several.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::store::{StoredState, first_sequence};
 use crate::topic::TopicName;
@@ -73,7 +75,10 @@ impl Bench {
     /// Settles what the journal was given, as its commit would.
     fn commit(&mut self) {
         for op in self.ops.drain(..) {
-            if let Op::Enqueue { receipt: Some(receipt), .. } | Op::Release { receipt: Some(receipt), .. } = op {
+            if let Op::Enqueue { receipt: Some(receipt), .. }
+            | Op::Release { receipt: Some(receipt), .. }
+            | Op::Clear { receipt: Some(receipt), .. } = op
+            {
                 receipt.satisfy();
             }
         }
@@ -119,7 +124,7 @@ fn a_new_connection_gets_the_unacknowledged_again_in_order_and_marked() {
     assert_eq!(bench.take(), "a#1+ !2");
     assert!(bench.acknowledge(1));
     assert_eq!(bench.take(), "c#3+");
-    assert!(bench.queue.complete(id(2), &mut bench.ops));
+    assert!(bench.queue.complete(id(2), &bench.signal, &mut bench.ops));
     assert_eq!(bench.take(), "d#4");
 }
 
@@ -139,8 +144,8 @@ fn a_durable_qos_2_message_is_sent_only_once_it_is_on_disk_and_so_is_its_release
         assert!(bench.queue.receive(id(1), &bench.signal, &mut bench.ops));
     }
     assert_eq!(bench.take(), "!1", "a repeated PUBREC is answered again, but nobody can pile up answers");
-    assert!(bench.queue.complete(id(1), &mut bench.ops));
-    assert!(!bench.queue.complete(id(1), &mut bench.ops));
+    assert!(bench.queue.complete(id(1), &bench.signal, &mut bench.ops));
+    assert!(!bench.queue.complete(id(1), &bench.signal, &mut bench.ops));
 }
 
 // MQTT-4.6.0-4: a commit settles its receipts one after the other, and a connection may look in between.
@@ -248,7 +253,7 @@ fn what_does_not_fit_in_memory_waits_on_disk_and_is_paged_in_order() {
 #[test]
 fn a_restored_queue_repeats_what_may_have_been_sent_under_the_same_identifiers() {
     let found = QueueSummary { lane: 0, first: Some(8), last: Some(12), messages: 4, bytes: 4 };
-    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], 2), ..Bench::new(true) };
+    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], None, 2), ..Bench::new(true) };
     let mut source = Bench::new(true);
     for _ in 0..13 {
         source.push("2x");
@@ -267,7 +272,7 @@ fn a_restored_queue_repeats_what_may_have_been_sent_under_the_same_identifiers()
 #[test]
 fn what_may_have_been_sent_before_a_restart_is_backlog_until_it_is_sent_again() {
     let found = QueueSummary { lane: 0, first: Some(0), last: Some(3), messages: 4, bytes: 4 };
-    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], 3), ..Bench::new(true) };
+    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], None, 3), ..Bench::new(true) };
     let mut source = Bench::new(true);
     for spelled in ["2r", "1a", "1b", "1c"] {
         source.push(spelled);
@@ -288,7 +293,7 @@ fn what_may_have_been_sent_before_a_restart_is_backlog_until_it_is_sent_again() 
 #[test]
 fn behind_a_hole_wider_than_the_identifiers_nothing_counts_as_sent_and_all_is_acknowledged() {
     let found = QueueSummary { lane: 0, first: Some(0), last: Some(65_541), messages: 3, bytes: 2 };
-    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], 9), ..Bench::new(true) };
+    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], None, 9), ..Bench::new(true) };
     let mut source = Bench::new(true);
     for spelled in ["1a", "2r", "1b"] {
         source.push(spelled);
@@ -300,10 +305,183 @@ fn behind_a_hole_wider_than_the_identifiers_nothing_counts_as_sent_and_all_is_ac
     bench.queue.page_in(0, page, true);
     bench.queue.rewind();
     assert_eq!(bench.take(), "a#1+ !6");
-    assert!(bench.queue.complete(id(6), &mut bench.ops));
+    assert!(bench.queue.complete(id(6), &bench.signal, &mut bench.ops));
     assert!(bench.acknowledge(1));
     assert_eq!(bench.take(), "b#7");
     assert!(bench.acknowledge(7));
+    assert_eq!(bench.queue.len(), 0);
+}
+
+impl Bench {
+    /// A queue that was taken up behind message 99 after damage, of which so much has been cleared up.
+    fn in_doubt(layout: Layout, cleared: &[Cleared]) -> Self {
+        let found = QueueSummary { lane: 0, last: Some(99), ..QueueSummary::default() };
+        let mut queue = Queue::restored(SessionId(7), layout, &[found], Some(cleared), 9);
+        queue.rewind();
+        Self { queue, window: 10, ..Self::new(true) }
+    }
+
+    /// Sends what may be sent and lets the receiver answer until only the journal is waited for. Returns the identifiers
+    /// that were released, and what was sent under the others.
+    fn run_dry(&mut self) -> (Vec<u16>, Vec<u16>) {
+        let (mut released, mut sent) = (Vec::new(), Vec::new());
+        loop {
+            let taken = self.take();
+            if taken.is_empty() {
+                return (released, sent);
+            }
+            for spelled in taken.split(' ') {
+                let (text, number) = spelled.split_once(['!', '#']).unwrap();
+                let number: u16 = number.parse().unwrap();
+                if text.is_empty() {
+                    self.queue.complete(id(number), &self.signal, &mut self.ops);
+                    released.push(number);
+                } else {
+                    assert!(self.acknowledge(number));
+                    sent.push(number);
+                }
+            }
+        }
+    }
+
+    /// What the journal was told last of how far identifiers are cleared.
+    fn cleared(&self) -> Option<Cleared> {
+        self.ops.iter().rev().find_map(|op| match op {
+            Op::Clear { cleared, .. } => Some(*cleared),
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn after_damage_identifiers_are_released_before_a_qos_2_message_has_them() {
+    let mut bench = Bench::in_doubt(Layout::One, &[]);
+    bench.push("1a");
+    assert_eq!(bench.take(), "a#101", "a peer that gets no QoS 2 need not know PUBREL");
+    bench.push("2b");
+    bench.commit();
+    assert_eq!(bench.take(), "", "what was begun before is over first");
+    assert!(bench.acknowledge(101));
+    // Within the window, those before it too: what was lost right before it is what the receiver most likely holds.
+    assert_eq!(bench.take(), "!22 !23 !24 !25 !26 !27 !28 !29 !30 !31");
+    // The answers were on their way when the connection was lost.
+    bench.queue.rewind();
+    assert!(!bench.queue.complete(id(22), &bench.signal, &mut bench.ops));
+    let (released, sent) = bench.run_dry();
+    assert_eq!((released, sent), ((22..=181).collect(), vec![]));
+    assert_eq!(bench.cleared(), Some(Cleared { below: 181, until: 21 + 65_535 }));
+    bench.queue.rewind();
+    assert_eq!(bench.take(), "", "it is not in the journal yet");
+    bench.commit();
+    assert_eq!(bench.take(), "b#102");
+    assert!(bench.queue.receive(id(102), &bench.signal, &mut bench.ops));
+    bench.commit();
+    assert_eq!(bench.take(), "!102");
+    assert!(bench.queue.complete(id(102), &bench.signal, &mut bench.ops));
+    // What is behind what has been cleared waits for the next step, QoS 1 too.
+    (103..=181).for_each(|_| _ = bench.push("1x"));
+    bench.push("1y");
+    let (released, sent) = bench.run_dry();
+    assert_eq!((released, sent), ((182..=261).collect(), (103..=181).collect()));
+    bench.commit();
+    assert_eq!(bench.take(), "y#182");
+}
+
+#[test]
+fn after_damage_every_identifier_is_released_once_before_it_is_used_again() {
+    let mut bench = Bench::in_doubt(Layout::ByPriority, &[]);
+    bench.window = 1000;
+    let (mut all, mut used, mut last) = (BTreeSet::new(), 0, None);
+    for _ in 0..12_000 {
+        bench.push("2x");
+        loop {
+            bench.commit();
+            let (released, sent) = bench.run_dry();
+            if released.is_empty() && sent.is_empty() {
+                break;
+            }
+            assert!(sent.iter().all(|id| all.contains(id)), "{sent:?}");
+            assert!(released.into_iter().all(|id| all.insert(id)), "once is enough");
+            last = bench.cleared().or(last);
+            used += sent.len();
+        }
+    }
+    assert_eq!(all, (1..=10_922).collect(), "those of the lane");
+    assert_eq!(used, 12_000);
+    assert!(last.unwrap().is_over());
+    assert_eq!(bench.queue.lanes.iter().filter(|lane| lane.is_in_doubt()).count(), 5, "the other lanes sent nothing");
+}
+
+#[test]
+fn after_another_crash_what_was_not_cleared_was_never_sent() {
+    let cleared = Cleared { below: 2, until: 65_537 };
+    let found = QueueSummary { lane: 0, first: Some(0), last: Some(3), messages: 4, bytes: 4 };
+    let mut source = Bench::new(true);
+    for spelled in ["2a", "2b", "2c", "2d"] {
+        source.push(spelled);
+    }
+    let queue = Queue::restored(SessionId(7), Layout::One, &[found], Some(&[cleared]), 9);
+    let mut bench = Bench { queue, ..Bench::new(true) };
+    assert_eq!(bench.wants_page(), Some(0));
+    bench.queue.page_in(0, stored(&source.ops, 0..4), true);
+    bench.queue.rewind();
+    assert!(bench.take().starts_with("a#1+ b#2+ !3 !4 !5"));
+}
+
+#[test]
+fn a_message_that_is_found_damaged_puts_identifiers_in_doubt() {
+    let mut bench = Bench::in_doubt(Layout::One, &[]);
+    bench.push("2a");
+    bench.commit();
+    assert!(!bench.run_dry().0.is_empty());
+    bench.commit();
+    assert_eq!(bench.take(), "a#101");
+    bench.push("2b");
+    bench.queue.doubt(0);
+    bench.commit();
+    assert_eq!(bench.take(), "", "what is under way is over first");
+    assert!(bench.acknowledge(101));
+    assert_eq!(bench.take_up_to(3), "!22 !23 !24");
+    // Found while a step is under way.
+    bench.queue.doubt(0);
+    assert_eq!(bench.queue.outstanding(), 0);
+    assert_eq!(bench.run_dry().0, (22..=181).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_receiver_that_begins_anew_holds_nothing() {
+    let mut bench = Bench::in_doubt(Layout::One, &[]);
+    bench.queue.clear_all(&bench.signal, &mut bench.ops);
+    assert!(bench.cleared().unwrap().is_over());
+    bench.push("2a");
+    assert_eq!(bench.take(), "", "another crash could forget it");
+    bench.commit();
+    assert_eq!(bench.take(), "a#101");
+    // And where that was in the journal nothing is in doubt.
+    let cleared = Cleared { below: 100, until: 100 };
+    let mut bench = Bench::in_doubt(Layout::One, &[cleared]);
+    bench.push("2a");
+    bench.commit();
+    assert_eq!(bench.take(), "a#101");
+}
+
+/// As where a run was damaged in its middle.
+#[test]
+fn what_is_released_between_messages_that_wait_leaves_all_of_them_acknowledged() {
+    let found = QueueSummary { lane: 0, first: Some(0), last: Some(3), messages: 4, bytes: 3 };
+    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], None, 1), ..Bench::new(true) };
+    let mut source = Bench::new(true);
+    for spelled in ["1a", "1b", "2r", "1c"] {
+        source.push(spelled);
+    }
+    let mut page = stored(&source.ops, 0..4);
+    page[2].state = StoredState::Released;
+    assert_eq!(bench.wants_page(), Some(0));
+    bench.queue.page_in(0, page, true);
+    bench.queue.rewind();
+    assert_eq!(bench.take(), "a#1+ !3 b#2 c#4");
+    assert!(bench.acknowledge(1) && bench.acknowledge(2) && bench.acknowledge(4));
+    assert!(bench.queue.complete(id(3), &bench.signal, &mut bench.ops));
     assert_eq!(bench.queue.len(), 0);
 }
 
@@ -311,7 +489,7 @@ fn behind_a_hole_wider_than_the_identifiers_nothing_counts_as_sent_and_all_is_ac
 fn what_is_paged_in_after_the_restored_part_goes_behind_what_waits() {
     let found = QueueSummary { lane: 0, first: Some(0), last: Some(1), messages: 2, bytes: 2 };
     // More may have been sent than there is.
-    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], 9), ..Bench::new(true) };
+    let mut bench = Bench { queue: Queue::restored(SessionId(7), Layout::One, &[found], None, 9), ..Bench::new(true) };
     let mut source = Bench::new(true);
     for spelled in ["1a", "1b"] {
         source.push(spelled);
@@ -473,7 +651,7 @@ fn restored_lanes_go_on_under_their_own_identifiers_and_are_paged_in_one_by_one(
         bytes: 0,
     });
     let found: Vec<_> = found.collect();
-    let queue = Queue::restored(SessionId(7), Layout::ByPriority, &found, 1);
+    let queue = Queue::restored(SessionId(7), Layout::ByPriority, &found, None, 1);
     let mut bench = Bench { queue, ..Bench::by_priority(true) };
     assert_eq!(bench.queue.len(), 5);
     bench.queue.rewind();

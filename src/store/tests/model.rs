@@ -119,7 +119,8 @@ fn held_by(mut opened: Opened) -> Model {
         .unwrap();
     let sessions = opened.sessions().unwrap();
     let store = opened.run().unwrap();
-    for StoredSession { record, subscriptions, inbound, queues } in sessions {
+    for StoredSession { record, subscriptions, inbound, queues, in_doubt } in sessions {
+        assert_eq!(in_doubt, None);
         let held = Held {
             subscriptions: subscriptions.iter().map(|found| (found.filter.to_string(), found.options)).collect(),
             inbound: inbound.into_iter().collect(),

@@ -159,7 +159,8 @@ impl Lane {
             };
             self.held += incoming.own_weight();
             // Behind a hole in the numbers, as damage to the disk leaves one, nothing was sent yet.
-            if self.maybe_sent > 0 && self.identifier_is_free(sequence) {
+            let may_have_sent = self.clearing.as_ref().is_none_or(|clearing| clearing.may_have_sent(sequence));
+            if self.maybe_sent > 0 && may_have_sent && self.identifier_is_free(sequence) {
                 self.maybe_sent -= 1;
                 self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
             } else {
