@@ -11,8 +11,10 @@ impl Hub {
     /// retained messages so many.
     pub(super) fn record_again(&self, sessions: &[Arc<Session>], retained: u64) {
         for session in sessions.iter().filter(|session| session.durable) {
-            let state = session.state.lock();
+            let mut state = session.state.lock();
             if !state.ended {
+                // A part that was on disk only may have been sent before the gateway was started.
+                state.queue.doubt_all();
                 submit(self.store(), &mut session.records(&state), Due::Soon);
             }
         }

@@ -584,6 +584,11 @@ impl Queue {
         }
     }
 
+    /// As [`Queue::doubt`], of any lane.
+    pub fn doubt_all(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.doubt(None));
+    }
+
     /// The page from sequence `from` on could not be read; [`Queue::wants_page`] asks again.
     pub fn page_failed(&mut self, from: u64) {
         if let Some(lane) = self.lanes.get_mut(usize::from(store::lane(from))) {
