@@ -429,6 +429,18 @@ fn after_another_crash_what_was_not_cleared_was_never_sent() {
 }
 
 #[test]
+fn a_receiver_that_closes_its_connection_on_each_release_is_not_asked_for_ever() {
+    let mut bench = Bench::in_doubt(Layout::One, &[]);
+    bench.push("2a");
+    bench.commit();
+    for _ in 0..10 {
+        assert!(bench.take().starts_with("!21 !22"));
+        bench.queue.rewind();
+    }
+    assert_eq!(bench.take(), "a#101");
+}
+
+#[test]
 fn a_message_that_is_found_damaged_puts_identifiers_in_doubt() {
     let mut bench = Bench::in_doubt(Layout::One, &[]);
     bench.push("2a");

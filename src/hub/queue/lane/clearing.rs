@@ -11,6 +11,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::{Lane, Outbound, PacketId};
 use crate::message::QoS;
 use crate::signal::Signal;
@@ -21,11 +23,17 @@ const STEP_WINDOWS: u64 = 8;
 const MIN_STEP: u64 = 64;
 const MAX_STEP: u64 = 1024;
 
+/// How many connections in a row may be lost on the first answer. There are clients that close theirs on a PUBREL for what
+/// they do not hold, and would do so for ever.
+const MAX_FRUITLESS: u32 = 10;
+
 #[derive(Debug)]
 pub(super) struct Clearing {
     /// How far it has come; `None` until the first QoS 2 message is to be sent.
     cleared: Option<Cleared>,
     step: Option<Step>,
+    /// Connections that were lost with identifiers released and none answered, since the last answer.
+    fruitless: u32,
 }
 
 #[derive(Debug)]
@@ -37,6 +45,17 @@ enum Step {
 }
 
 impl Clearing {
+    /// Lets go of a step that is under way; returns how many answers it waited for.
+    fn give_up_step(&mut self) -> usize {
+        match self.step.take() {
+            Some(Step::Releasing { awaited, .. }) => awaited.len(),
+            step => {
+                self.step = step;
+                0
+            }
+        }
+    }
+
     /// Whether the message with this sequence may have been sent before the gateway stopped.
     pub fn may_have_sent(&self, sequence: u64) -> bool {
         self.cleared.is_none_or(|cleared| sequence < cleared.below)
@@ -46,9 +65,10 @@ impl Clearing {
 impl Lane {
     /// The receiver may hold identifiers of messages that are lost; `cleared` says how far that has been cleared up.
     pub fn doubt(&mut self, cleared: Option<Cleared>) {
-        self.rewind_clearing();
+        let given_up = self.clearing.as_mut().map_or(0, |clearing| clearing.give_up_step());
+        self.outstanding -= given_up;
         let is_over = cleared.is_some_and(Cleared::is_over);
-        self.clearing = (!is_over).then(|| Box::new(Clearing { cleared, step: None }));
+        self.clearing = (!is_over).then(|| Box::new(Clearing { cleared, step: None, fruitless: 0 }));
     }
 
     /// Whether the message that waits first may be sent, for all that is known of its identifier. Otherwise moves what
@@ -116,6 +136,7 @@ impl Lane {
             return false;
         }
         self.outstanding -= 1;
+        clearing.fruitless = 0;
         if next == end && awaited.is_empty() {
             let cleared = Cleared { below: *end, until: *until };
             self.journal_cleared(cleared, signal, ops);
@@ -145,13 +166,18 @@ impl Lane {
         }
     }
 
-    /// Begins the step that is under way anew.
+    /// A new connection: the step that is under way begins anew.
     pub(super) fn rewind_clearing(&mut self) {
-        if let Some(clearing) = &mut self.clearing
-            && let Some(Step::Releasing { awaited, .. }) = &clearing.step
-        {
-            self.outstanding -= awaited.len();
-            clearing.step = None;
+        let Some(clearing) = &mut self.clearing else { return };
+        clearing.fruitless += u32::from(clearing.give_up_step() > 0);
+        if clearing.fruitless >= MAX_FRUITLESS {
+            self.clearing = None;
+            warn!(
+                session = self.session.0,
+                "a receiver has lost {MAX_FRUITLESS} connections in a row on PUBREL packets for packet identifiers that it \
+                 may or may not hold since the database was damaged; they are used without asking it, and a QoS 2 message \
+                 that it takes for one it has is lost"
+            );
         }
     }
 }
