@@ -77,6 +77,9 @@ pub(super) struct Connection {
     unwritten: Unwritten,
     /// The session may have something to send.
     pub hungry: bool,
+    /// A bridge with 3.1.1 has not said yet whether it is a gateway, which it does before anything else; until then it gets
+    /// nothing that it may have had. See [`crate::via`].
+    pub awaits_introduction: bool,
     /// Whom the publishes of this connection have to wait for.
     pressure: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -212,6 +215,7 @@ impl Connection {
             reparse: false,
             unwritten: Unwritten::default(),
             hungry: false,
+            awaits_introduction: false,
             pressure: None,
             timer: None,
             stop: Box::pin(shared.stop.clone().notified_owned()),
@@ -269,6 +273,7 @@ impl Connection {
                 }
                 self.link = Some(link);
                 self.hungry = true;
+                self.awaits_introduction = self.server.is_bridge();
                 self.reparse = !self.leftover.is_empty();
                 // The timer may be set for the CONNECT still.
                 self.timer = None;
@@ -373,7 +378,8 @@ impl Connection {
             step = next;
         }
         self.flush_acks(&mut scratch.output)?;
-        if step.is_none() && self.hungry && self.unwritten.is_empty() && !self.server.acks().holds_suback() {
+        let may_deliver = self.unwritten.is_empty() && !self.awaits_introduction && !self.server.acks().holds_suback();
+        if step.is_none() && self.hungry && may_deliver {
             moved += 1;
             self.deliver(scratch, WRITE_BYTES);
         }

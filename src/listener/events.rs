@@ -46,6 +46,7 @@ impl Connection {
                 Err(error) => break Err(error),
             };
             consumed += length;
+            self.awaits_introduction &= matches!(&event, Event::Subscribe(packet) if asks_who_we_are(packet));
             let handled = match (event, &mut self.link) {
                 (Event::None, _) => Ok(()),
                 (Event::Connect(request), _) => {

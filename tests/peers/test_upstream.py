@@ -122,9 +122,9 @@ listener {self.plain} 127.0.0.1
 class Gateway:
     """A gateway with one upstream, of which `upstream` are the lines."""
 
-    def __init__(self, directory, upstream):
+    def __init__(self, directory, upstream, port=None, start=True):
         directory.mkdir()
-        self.port, self.web = free_port(), free_port()
+        self.port, self.web = port or free_port(), free_port()
         self.config, self.log = directory / "fieldgate.yaml", directory / "log"
         self.config.write_text(f"""
 gateway: {{ name: plant-7 }}
@@ -136,7 +136,8 @@ upstreams:
   - name: cloud
 {textwrap.indent(upstream, "    ")}
 """)
-        self.start()
+        if start:
+            self.start()
 
     def start(self):
         with self.log.open("ab") as log:
