@@ -5,7 +5,8 @@
 //!
 //! **Packet identifiers** are a function of the lane's sequence, so that a message keeps its identifier through a crash
 //! without a write for each send. A QoS 2 message of a durable queue is sent only once it is on disk: after a crash it
-//! goes out again under the same identifier and its receiver can tell that it is the same message.
+//! goes out again under the same identifier and its receiver can tell that it is the same message. Where damage to the
+//! database has cost messages, identifiers are first released, in `clearing`.
 
 mod clearing;
 mod tail;
