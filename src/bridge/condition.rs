@@ -297,7 +297,13 @@ impl Shared {
 
     /// Notes what a person should look at although the upstream is connected.
     pub fn note(&self, reason: String) {
-        self.condition.lock().reason = Some(reason);
+        let mut condition = self.condition.lock();
+        condition.reason = Some(match condition.reason.take() {
+            Some(before) if before.contains(&reason) => before,
+            Some(before) => format!("{before}; {reason}"),
+            None => reason,
+        });
+        drop(condition);
         self.changed.notify_one();
     }
 

@@ -15,6 +15,7 @@
 //! | `uplink` `terms` | the task: connect on the upstream's terms, stream, wait, again |
 //! | `dial` `proxy` `handshake` `stream` | one connection: TCP, proxy, TLS, WebSocket, CONNECT, messages |
 //! | `condition` `reporter` | what people and scrapes see |
+//! | `manners` | what is said before messages flow, and what of it an upstream closes the connection on; pure |
 //! | `suspicion` `trial` | which message an upstream may keep closing the connection on, and the proof of it; pure |
 //! | `former` | what waits for upstreams that are not configured any more |
 //!
@@ -27,6 +28,7 @@ mod dial;
 mod drain;
 mod former;
 mod handshake;
+mod manners;
 mod marks;
 mod origin;
 pub mod proxy;

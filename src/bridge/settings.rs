@@ -5,6 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::backoff;
+use super::manners::Said;
 use super::proxy::Proxy;
 use super::rate::MaxRate;
 use super::rules::{Direction, RuleError, RuleSettings, Rules};
@@ -264,6 +265,24 @@ pub struct Checked {
 impl Checked {
     pub fn sends_qos_2(&self) -> bool {
         self.outgoing.iter().any(|rule| rule.qos == QoS::ExactlyOnce)
+    }
+
+    /// That `said` is left out, for a person.
+    pub(super) fn left_out(&self, said: Said) -> String {
+        let (what, key) = match said {
+            Said::State => {
+                let topic = self.state_topic.as_ref().map(TopicName::as_str).unwrap_or_default();
+                (format!("what says on `{topic}` that it is connected"), "`state_topic`")
+            }
+            Said::Rule(index) => {
+                let filter = self.incoming.iter().nth(index).map(|rule| rule.filter.as_str()).unwrap_or_default();
+                (format!("the subscription to `{filter}`"), "the `in` rule")
+            }
+        };
+        format!(
+            "the upstream closes the connection on {what}: it goes on without, and tries again later; check this gateway's \
+             rights there, or {key}"
+        )
     }
 }
 

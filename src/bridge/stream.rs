@@ -4,6 +4,7 @@
 //! MQTT 5.0 §4.3 (QoS), §4.4 (redelivery), §4.9 (flow control).
 
 mod acquaintance;
+mod greeting;
 mod inbound;
 mod outbound;
 mod trying;
@@ -19,13 +20,14 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::Stop;
 use super::condition::{DropReason, Shared};
 use super::dial::Transport;
 use super::drain::Drain;
 use super::handshake::Greeted;
+use super::manners::{Greeting, Open, Said};
 use super::marks;
 use super::rate::Throttle;
 use super::settings::Checked;
@@ -35,9 +37,7 @@ use super::words::{self, Who};
 use crate::hub::{Link, Outbound, Pressure};
 use crate::message::Properties;
 use crate::proto::mqtt::client::Client;
-use crate::proto::mqtt::{
-    AckKind, AckState, PacketId, ProtocolError, PublishHead, RetainHandling, Subscription, SubscriptionOptions,
-};
+use crate::proto::mqtt::{AckKind, AckState, PacketId, ProtocolError};
 use crate::store::{Receipt, ReceiptState};
 use crate::via::GatewayId;
 use acquaintance::Question;
@@ -54,8 +54,6 @@ const STALL: Duration = Duration::from_secs(60);
 const SETTLING: Duration = Duration::from_secs(5);
 /// How long taking leave of the upstream may take.
 pub(super) const FAREWELL: Duration = Duration::from_secs(1);
-/// AWS IoT Core takes no more in one SUBSCRIBE.
-const SUBSCRIPTIONS_PER_PACKET: usize = 8;
 /// A connection that ends sooner than this may have been ended by something we sent.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -77,10 +75,9 @@ pub(super) enum End {
 /// What is left behind by a connection.
 pub(super) struct Ended {
     pub end: End,
-    /// Whether every SUBSCRIBE was answered.
-    pub subscribed: bool,
     /// Whether the question which gateway the upstream is was not.
     pub is_unanswered: bool,
+    pub unanswered_greeting: Open,
     /// Whether deliveries are not over, of which the upstream may remember the identifiers.
     pub is_open: bool,
     pub course: Course,
@@ -103,6 +100,11 @@ pub(super) struct Stream<'a> {
     is_new: bool,
     /// SUBSCRIBEs that wait for their answer. Nothing is published before: packet identifiers are shared with them.
     requests: Vec<(PacketId, Vec<String>)>,
+    greeting: Greeting,
+    /// What of the greeting waits for its answer, where things are said one by one.
+    saying: Option<Said>,
+    /// Something has come from the upstream.
+    has_heard: bool,
     window: Window,
     /// Of one message that the upstream may close connections on.
     trial: Option<Trial>,
@@ -153,6 +155,7 @@ impl<'a> Stream<'a> {
         who: Who<'a>,
         greeted: Greeted<Arc<Receipt>>,
         link: Link,
+        greeting: Greeting,
         plan: Plan,
     ) -> Self {
         let now = now();
@@ -173,6 +176,9 @@ impl<'a> Stream<'a> {
             unflushed: false,
             is_new: !greeted.session_present,
             requests: Vec::new(),
+            greeting,
+            saying: None,
+            has_heard: false,
             window: Window::new(first_window, now),
             trial,
             held: VecDeque::new(),
@@ -196,17 +202,18 @@ impl<'a> Stream<'a> {
     }
 
     /// Works until the connection is lost or `stop` says so; the link is detached then.
-    pub async fn run(mut self, transport: Box<dyn Transport>, subscribe: bool, stop: &mut Stop) -> Ended {
+    pub async fn run(mut self, transport: Box<dyn Transport>, stop: &mut Stop) -> Ended {
         if self.is_new {
             self.link.peer_is_new();
         }
         let (mut reader, mut writer) = tokio::io::split(transport);
-        let begun = if self.asks { self.ask(subscribe) } else { self.meet(self.client.gateway(), subscribe) };
+        let begun = if self.asks { self.ask() } else { self.meet(self.client.gateway()) };
         let end = match begun {
             Err(end) => end,
             Ok(()) => self.work(&mut reader, &mut writer, stop).await,
         };
         let ended_at = now();
+        let unanswered_greeting = self.unanswered_greeting();
         if matches!(end, End::Asked | End::Idle | End::CalledAway) {
             self.take_leave(&mut writer).await;
         } else {
@@ -226,49 +233,7 @@ impl<'a> Stream<'a> {
             lessons: self.lessons,
         };
         self.link.detach(false, None);
-        let is_unanswered = self.question.is_some();
-        Ended { end, subscribed: self.requests.is_empty(), is_unanswered, is_open, course }
-    }
-
-    /// Subscribes, and says that we are here.
-    fn begin(&mut self, subscribe: bool) -> Result<(), End> {
-        let now = now();
-        let options = |qos| SubscriptionOptions {
-            qos,
-            no_local: true,
-            retain_as_published: true,
-            retain_handling: RetainHandling::SendIfNew,
-        };
-        let rules: Vec<_> = self.rules.incoming.iter().filter(|_| subscribe).collect();
-        for rules in rules.chunks(SUBSCRIPTIONS_PER_PACKET) {
-            let entries: Vec<_> = rules
-                .iter()
-                .map(|rule| Subscription { filter: rule.filter.as_str(), options: options(rule.qos) })
-                .collect();
-            let filters = rules.iter().map(|rule| rule.filter.to_string()).collect();
-            self.subscribe(&entries, filters, now)?;
-        }
-        self.say_state("1", now);
-        Ok(())
-    }
-
-    /// Subscribes to `entries`, of which `filters` are to be named where they are refused.
-    fn subscribe(&mut self, entries: &[Subscription<'_>], filters: Vec<String>, now: Instant) -> Result<PacketId, End> {
-        let packet_id = self
-            .client
-            .subscribe(entries, now, self.encoded.bytes.get_mut())
-            .map_err(|error| End::Lost(format!("the subscriptions cannot be sent: {error}")))?;
-        self.requests.push((packet_id, filters));
-        Ok(packet_id)
-    }
-
-    /// Publishes our state, at QoS 0: the packet identifiers are the session's.
-    fn say_state(&mut self, state: &str, now: Instant) {
-        let Some(topic) = &self.rules.state_topic else { return };
-        let head = PublishHead { retain: true, ..PublishHead::bare(topic.as_str(), state.as_bytes()) };
-        if let Err(error) = self.client.publish(&head, usize::MAX, now, self.encoded.bytes.get_mut()) {
-            self.tell("state topic", |upstream| warn!(upstream, %error, "the state topic cannot be published"));
-        }
+        Ended { end, is_unanswered: self.question.is_some(), unanswered_greeting, is_open, course }
     }
 
     async fn work(
@@ -289,7 +254,9 @@ impl<'a> Stream<'a> {
                 return end;
             }
             let now = now();
-            self.fill(now);
+            if let Err(end) = self.fill(now) {
+                return end;
+            }
             self.look_at_backlog(now);
             if self.leaving.is_some() && self.is_settled() {
                 return End::CalledAway;
@@ -415,6 +382,7 @@ impl<'a> Stream<'a> {
                 Err(error) => return Err(self.broken(error, now)),
             };
             self.input.advance(used);
+            self.has_heard = true;
             let out = self.encoded.bytes.get_mut();
             match reply {
                 Reply::Nothing => {}
@@ -422,7 +390,7 @@ impl<'a> Stream<'a> {
                     self.client.acknowledge(kind, packet_id, reason, receipt, out);
                 }
                 Reply::Release(packet_id) => self.client.release(packet_id, now, out),
-                Reply::Meet { upstream, subscribe } => self.meet(upstream, subscribe)?,
+                Reply::Meet(upstream) => self.meet(upstream)?,
                 Reply::End(end) => return Err(end),
             }
         }

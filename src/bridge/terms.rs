@@ -34,7 +34,35 @@ pub(super) struct Terms {
     /// What the upstream takes of our will: not retained, or at QoS 0, if it must be so.
     will_retain: bool,
     will_qos: QoS,
+    /// What it may take of our will where it closes the connection on the CONNECT.
+    will: WillTerms,
+    /// How many CONNECTs in a row it has closed the connection on.
+    closes: u32,
 }
+
+/// How much of our will a CONNECT holds. An upstream that closes the connection on one may do so for the will; what is tried
+/// then must show that it takes that and not the whole, which starting up could look like too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WillTerms {
+    Whole,
+    /// Tried, as the whole was not answered.
+    Less(Less),
+    /// The whole once more, as that was taken.
+    WholeAgain(Less),
+    /// Known to be all that is taken.
+    Only(Less),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Less {
+    NotRetained,
+    /// Nor acknowledged.
+    AtMostOnce,
+    None,
+}
+
+/// After how many CONNECTs that were answered by closing, with one version of MQTT, less of the will is tried.
+const CLOSES: u32 = 3;
 
 /// What is known of the versions that an upstream takes. A connection that is closed before its CONNACK may mean an old
 /// broker, but more often one that starts up, a load balancer with nobody behind it, or a broken line: what is lost with
@@ -65,16 +93,22 @@ impl Terms {
             closed_on_question: 0,
             will_retain: true,
             will_qos: QoS::AtLeastOnce,
+            will: WillTerms::Whole,
+            closes: 0,
         }
     }
 
     /// The CONNECT.
     pub fn options(&self, settings: &Settings, rules: &Checked, clean_start: bool) -> Options {
-        let will = rules.state_topic.as_ref().map(|topic| Will {
+        let less = match self.will {
+            WillTerms::Whole | WillTerms::WholeAgain(_) => None,
+            WillTerms::Less(less) | WillTerms::Only(less) => Some(less),
+        };
+        let will = rules.state_topic.as_ref().filter(|_| less != Some(Less::None)).map(|topic| Will {
             topic: topic.clone(),
             payload: Bytes::from_static(b"0"),
-            qos: self.will_qos,
-            retain: self.will_retain,
+            qos: if less == Some(Less::AtMostOnce) { QoS::AtMostOnce } else { self.will_qos },
+            retain: self.will_retain && less.is_none(),
             properties: None,
             expiry_interval: None,
             delay: Duration::ZERO,
@@ -120,11 +154,59 @@ impl Terms {
             return false;
         }
         self.insight = Insight::Settled;
+        self.closes = 0;
+        self.will = match self.will {
+            WillTerms::Whole | WillTerms::WholeAgain(_) => WillTerms::Whole,
+            WillTerms::Only(less) => WillTerms::Only(less),
+            WillTerms::Less(less) => {
+                self.will = WillTerms::WholeAgain(less);
+                return false;
+            }
+        };
         true
     }
 
+    /// What a person is to be told of terms that are less than what was wished.
+    pub fn notice(&self) -> Option<String> {
+        let WillTerms::Only(less) = self.will else { return None };
+        let how = match less {
+            Less::NotRetained => "it is not retained",
+            Less::AtMostOnce => "it is not retained, and at QoS 0",
+            Less::None => "it is left out",
+        };
+        Some(format!(
+            "the upstream closes the connection on our will on `state_topic`: {how}, so who comes later may not see that the \
+             gateway is away; check what it allows on that topic"
+        ))
+    }
+
+    /// A CONNECT was answered by closing: tries less of the will in turn, where there is one. True where it is known by now
+    /// that it was the will.
+    fn lessen(&mut self, has_will: bool) -> bool {
+        match self.will {
+            WillTerms::WholeAgain(less) => {
+                self.will = WillTerms::Only(less);
+                return true;
+            }
+            WillTerms::Only(_) => return false,
+            WillTerms::Whole | WillTerms::Less(_) => {}
+        }
+        self.closes = self.closes.saturating_add(1);
+        let versions = if self.may_fall_back && self.insight != Insight::Settled { 2 } else { 1 };
+        if has_will && self.closes >= CLOSES * versions {
+            let turn = (self.closes / versions).saturating_sub(CLOSES) % 4;
+            self.will = match turn {
+                0 => WillTerms::Less(Less::NotRetained),
+                1 => WillTerms::Less(Less::AtMostOnce),
+                2 => WillTerms::Less(Less::None),
+                _ => WillTerms::Whole,
+            };
+        }
+        false
+    }
+
     /// The upstream at `url` did not take the CONNECT: says why, or `None` where it may take what is asked for next.
-    pub fn refused(&mut self, url: &Url, unwelcome: Unwelcome, who: Who<'_>) -> Option<String> {
+    pub fn refused(&mut self, url: &Url, unwelcome: Unwelcome, who: Who<'_>, has_will: bool) -> Option<String> {
         match unwelcome {
             Unwelcome::Refused { reason: ReasonCode::UnsupportedProtocolVersion, .. }
                 if self.may_fall_back && self.version == Version::V5 =>
@@ -159,6 +241,9 @@ impl Terms {
                 let spoken = self.version.name();
                 // It was not the mark then.
                 self.is_bridge = true;
+                if matches!(unwelcome, Unwelcome::Closed(_)) && self.lessen(has_will) {
+                    return None;
+                }
                 // Old brokers answer a version they do not know by closing, or in their own format. Which of the two
                 // it was cannot be told, so both versions take turns until one is taken.
                 if self.may_fall_back && self.insight != Insight::Settled {
@@ -205,7 +290,7 @@ mod tests {
             let mut terms = Terms::new(VersionChoice::Newest);
             for (number, (unwelcome, expected)) in steps.into_iter().enumerate() {
                 match unwelcome {
-                    Some(unwelcome) => _ = terms.refused(&url, unwelcome, who),
+                    Some(unwelcome) => _ = terms.refused(&url, unwelcome, who, false),
                     None => {
                         let before = terms.version;
                         assert_eq!(terms.taken(), before == expected, "step {number}");
@@ -223,5 +308,37 @@ mod tests {
         check(vec![(Some(closed()), older), (None, newer), (Some(closed()), older), (None, older)]);
         // Nobody there who speaks MQTT: both take turns.
         check(vec![(Some(closed()), older), (Some(closed()), older), (Some(closed()), newer), (Some(closed()), older)]);
+    }
+
+    #[test]
+    fn a_will_is_given_up_only_where_less_of_it_is_taken_and_the_whole_is_not() {
+        let url = Url::parse("mqtt://broker").unwrap();
+        let who = Who { client_id: "gateway", username: None, proof: Proof::Given };
+        let close = |terms: &mut Terms| terms.refused(&url, Unwelcome::Closed(None), who, true).is_none();
+        let mut terms = Terms::new(VersionChoice::V5);
+        // It starts up: the whole is taken once it is there.
+        (0..CLOSES).for_each(|_| assert!(!close(&mut terms)));
+        assert_eq!(terms.will, WillTerms::Less(Less::NotRetained));
+        assert!(!terms.taken());
+        assert!(terms.taken());
+        assert_eq!((terms.will, terms.notice()), (WillTerms::Whole, None));
+        // It takes none that is acknowledged.
+        let takes = |terms: &Terms| matches!(terms.will, WillTerms::Less(Less::AtMostOnce) | WillTerms::Only(_));
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let is_taken = takes(&terms) && terms.taken();
+            if is_taken {
+                break;
+            }
+            if !takes(&terms) {
+                close(&mut terms);
+            }
+        }
+        assert_eq!((terms.will, attempts), (WillTerms::Only(Less::AtMostOnce), 6));
+        assert!(terms.notice().unwrap().contains("at QoS 0"));
+        // Nor does it matter who is away then.
+        close(&mut terms);
+        assert_eq!(terms.will, WillTerms::Only(Less::AtMostOnce));
     }
 }

@@ -14,6 +14,7 @@ use super::backoff::Backoff;
 use super::condition::{Phase, Wish};
 use super::dial::{Transport, Way};
 use super::handshake::{Greeted, greet};
+use super::manners::{Greeting, Manners, Open, Said};
 use super::reporter::Reporter;
 use super::sas;
 use super::schedule::Window;
@@ -94,6 +95,7 @@ struct Uplink<'a> {
     next_address: usize,
     terms: Terms,
     suspicion: Suspicion,
+    manners: Manners,
     /// The session that is remembered there began with the connection that was left just now for a better version.
     began_session: bool,
     /// Where the upstream was subscribed to in this process; 3.1.1 sends retained messages again for each SUBSCRIBE.
@@ -148,6 +150,7 @@ impl<'a> Uplink<'a> {
             next_address: 0,
             terms: Terms::new(upstream.settings.version),
             suspicion: Suspicion::new(),
+            manners: Manners::default(),
             began_session: false,
             subscribed: Vec::new(),
             last: None,
@@ -307,18 +310,27 @@ impl<'a> Uplink<'a> {
         };
         match connected {
             Err(attempt) => attempt,
-            Ok((mut stream, transport, subscribe)) => {
+            Ok((mut stream, transport, greeting)) => {
                 let since = Instant::now();
-                stop.renew_at = self.renew_at;
+                let say_again = self.manners.next(since.into_std()).map(Instant::from_std);
+                stop.renew_at = self.renew_at.into_iter().chain(say_again).min();
                 let (call, calls) = watch::channel(());
                 let first = self.main_address().filter(|first| *first != url);
                 stream.calls = first.map(|_| calls);
                 let asked = stream.asks;
-                let Ended { end, subscribed, is_unanswered, is_open, course } = tokio::select! {
-                    ended = stream.run(transport, subscribe, &mut stop) => ended,
+                let Ended { end, is_unanswered, unanswered_greeting, is_open, course } = tokio::select! {
+                    ended = stream.run(transport, &mut stop) => ended,
                     never = self.watch_for(first, &call) => match never {},
                 };
+                let subscribed = unanswered_greeting == Open::Nothing && greeting.left_out.is_empty();
                 self.subscribed.retain(|other| other != url || subscribed);
+                let now = Instant::now().into_std();
+                if let Some(said) =
+                    self.manners.ended(&greeting, course.is_closed && !is_unanswered, unanswered_greeting, now)
+                {
+                    let notice = self.upstream.rules.left_out(said);
+                    warn!(upstream = shared.name, "{notice}");
+                }
                 if subscribed && !self.subscribed.contains(url) {
                     self.subscribed.push(url.clone());
                 }
@@ -395,7 +407,7 @@ impl<'a> Uplink<'a> {
         }
     }
 
-    async fn connect(&mut self, url: &Url) -> Result<(Stream<'a>, Box<dyn Transport>, bool), Attempt> {
+    async fn connect(&mut self, url: &Url) -> Result<(Stream<'a>, Box<dyn Transport>, Greeting), Attempt> {
         let upstream = self.upstream;
         let (settings, shared) = (&upstream.settings, &upstream.shared);
         let proof = if settings.sas.is_some() { Proof::Token } else { Proof::Given };
@@ -429,7 +441,9 @@ impl<'a> Uplink<'a> {
                 {
                     return Err(Attempt::Failed(said));
                 }
-                return Err(self.terms.refused(url, unwelcome, who).map_or(Attempt::Again, Attempt::Failed));
+                let has_will = upstream.rules.state_topic.is_some();
+                let refused = self.terms.refused(url, unwelcome, who, has_will);
+                return Err(refused.map_or(Attempt::Again, Attempt::Failed));
             }
         };
         if greeted.client.gateway() == Some(gateway) {
@@ -458,7 +472,18 @@ impl<'a> Uplink<'a> {
         shared.condition.lock().version = Some(version);
         shared.enter(Phase::Connected, None);
         let subscribe = !session_present || !self.subscribed.contains(url) || self.terms.version == Version::V5;
-        let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link, self.suspicion.plan());
+        let state = upstream.rules.state_topic.iter().map(|_| Said::State);
+        let rules =
+            upstream.rules.incoming.iter().enumerate().filter(|_| subscribe).map(|(index, _)| Said::Rule(index));
+        let greeting = self.manners.greeting(state.chain(rules), Instant::now().into_std());
+        let plan = self.suspicion.plan();
+        let left_out = greeting.left_out.iter().map(|said| upstream.rules.left_out(*said));
+        let lessons = plan.lessons.iter().map(ToString::to_string);
+        let notices: Vec<_> = self.terms.notice().into_iter().chain(left_out).chain(lessons).collect();
+        if !notices.is_empty() {
+            shared.note(notices.join("; "));
+        }
+        let mut stream = Stream::new(shared, &upstream.rules, who, greeted, link, greeting.clone(), plan);
         stream.asks = self.terms.asks();
         // Equal addresses are those of one broker, and its session is the same at each.
         let main = self.main_address();
@@ -478,7 +503,7 @@ impl<'a> Uplink<'a> {
             (Connection::Lazy, _) | (Connection::Scheduled(_), Wish::Connect) => Some(settings.idle_timeout),
             _ => None,
         };
-        Ok((stream, transport, subscribe))
+        Ok((stream, transport, greeting))
     }
 
     /// Where the upstream has a session of ours and we have lost it, both must begin anew (MQTT 5.0 §3.2.2.1.1).

@@ -235,7 +235,8 @@ impl Connection {
         filters
     }
 
-    async fn suback(&mut self, id: u16, filters: &[(String, QoS, bool)]) {
+    /// Grants all of `filters`.
+    pub async fn suback(&mut self, id: u16, filters: &[(String, QoS, bool)]) {
         let reasons: Vec<u8> = filters.iter().map(|(_, qos, _)| qos.level()).collect();
         let packet_id = NonZeroU16::new(id).unwrap();
         self.send(&Packet::Suback(Suback { packet_id, properties: (&[][..]).into(), reasons: &reasons })).await;

@@ -40,6 +40,7 @@ async fn serve(
     done: impl Fn(&Record) -> bool,
 ) -> Option<Connection> {
     while !done(record) {
+        assert!(record.connections < 500, "it gets nowhere: {:?}", record.payloads());
         let mut connection = peer.welcome(record.connections > 0, &[]).await;
         record.connections += 1;
         while !done(record) {
@@ -246,4 +247,83 @@ async fn what_the_upstream_takes_as_less_is_sent_as_less_and_the_state_says_so()
         assert!(dropped(&gateway, 0));
         gateway.stop().await;
     }
+}
+
+#[tokio::test]
+async fn what_the_upstream_closes_on_before_messages_flow_is_left_out_and_the_rest_goes_on() {
+    for version in [VersionChoice::V3_1_1, VersionChoice::V5] {
+        for denied in ["plant-7/state", "$SYS/#"] {
+            let peer = Peer::bind().await;
+            let mut gateway = Gateway::start(Settings {
+                version,
+                state_topic: Some("{gateway}/state".into()),
+                incoming: vec![rule("a", QoS::AtLeastOnce), RuleSettings::new("$SYS/#"), rule("b", QoS::AtLeastOnce)],
+                ..settings(&peer)
+            });
+            gateway.publish("devices/m/v", "through", QoS::AtLeastOnce).await;
+            let mut subscribed = BTreeSet::new();
+            let mut connections = 0;
+            let mut connection = 'connected: loop {
+                let mut connection = peer.welcome(connections > 0, &[]).await;
+                connections += 1;
+                assert!(connections < 20, "{denied}");
+                subscribed.clear();
+                loop {
+                    match connection.next().await {
+                        Got::Publish(publish) if publish.topic == denied => break,
+                        Got::Publish(publish) if publish.qos == 0 => {}
+                        Got::Publish(publish) => {
+                            assert_eq!(publish.payload, "through");
+                            connection.puback(publish.id, ReasonCode::Success).await;
+                            break 'connected connection;
+                        }
+                        Got::Subscribe(_, filters) if filters.iter().any(|(filter, ..)| filter == denied) => break,
+                        Got::Subscribe(id, filters) => {
+                            connection.suback(id, &filters).await;
+                            subscribed.extend(filters.into_iter().map(|(filter, ..)| filter));
+                        }
+                        Got::Ping => connection.pingresp().await,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            };
+            gateway.drained().await;
+            let expected = ["plant-7/a", "plant-7/b", "$SYS/#"];
+            let expected: BTreeSet<_> =
+                expected.into_iter().filter(|filter| *filter != denied).map(String::from).collect();
+            assert_eq!(subscribed, expected);
+            assert_eq!(connections, 6, "three closes, two more that show what it was");
+            let said = format!("`{denied}`");
+            assert!(
+                gateway.reason().is_some_and(|reason| reason.contains(&said) && reason.contains("goes on without"))
+            );
+            gateway.publish("devices/m/v", "more", QoS::AtLeastOnce).await;
+            assert_eq!(connection.next_publish().await.payload, "more");
+            gateway.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_will_that_the_upstream_closes_on_is_sent_as_it_takes_it() {
+    let peer = Peer::bind().await;
+    let mut gateway = Gateway::start(Settings { state_topic: Some("{gateway}/state".into()), ..older(&peer) });
+    gateway.publish("devices/m/v", "through", QoS::AtLeastOnce).await;
+    let mut connection = loop {
+        let mut connection = peer.accept().await;
+        let Got::Connect { will, .. } = connection.next().await else { panic!("a CONNECT comes first") };
+        if will.is_some_and(|will| will.retain) {
+            continue;
+        }
+        connection.connack(false, ReasonCode::Success, &[]).await;
+        match connection.next().await {
+            // The whole is tried once more.
+            Got::Disconnect(_) => {}
+            _ => break connection,
+        }
+    };
+    assert_eq!(drain(&mut connection, "through").await, ["through"]);
+    gateway.drained().await;
+    assert!(gateway.reason().is_some_and(|reason| reason.contains("our will on `state_topic`: it is not retained")));
+    gateway.stop().await;
 }

@@ -20,26 +20,24 @@ use crate::via::{self, GatewayId};
 pub(super) struct Question {
     pub packet_id: PacketId,
     pub answer: Option<GatewayId>,
-    /// Whether the upstream is to be subscribed to once it is answered.
-    pub subscribe: bool,
 }
 
 impl Stream<'_> {
     /// Asks the upstream which gateway it is.
-    pub(super) fn ask(&mut self, subscribe: bool) -> Result<(), End> {
+    pub(super) fn ask(&mut self) -> Result<(), End> {
         let options = SubscriptionOptions {
             qos: QoS::AtMostOnce,
             no_local: true,
             retain_as_published: true,
             retain_handling: RetainHandling::Send,
         };
-        let packet_id = self.subscribe(&[Subscription { filter: via::ID_TOPIC, options }], Vec::new(), now())?;
-        self.question = Some(Question { packet_id, answer: None, subscribe });
+        let packet_id = self.subscribe_to(&[Subscription { filter: via::ID_TOPIC, options }], Vec::new(), now())?;
+        self.question = Some(Question { packet_id, answer: None });
         Ok(())
     }
 
     /// It is known which gateway the `upstream` is, or that it is none.
-    pub(super) fn meet(&mut self, upstream: Option<GatewayId>, subscribe: bool) -> Result<(), End> {
+    pub(super) fn meet(&mut self, upstream: Option<GatewayId>) -> Result<(), End> {
         if upstream == Some(self.gateway) {
             return Err(End::Lost(words::ITSELF.into()));
         }
@@ -47,7 +45,7 @@ impl Stream<'_> {
         if upstream.is_some() && !self.client.version().is_5() {
             self.introduce(now());
         }
-        self.begin(subscribe)
+        self.begin(now())
     }
 
     /// Says to an upstream with 3.1.1 which gateway we are.

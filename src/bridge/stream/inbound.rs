@@ -52,7 +52,7 @@ impl Inbound<'_, '_> {
             Event::Subscribed { packet_id, reasons } => {
                 self.subscribed(packet_id, reasons);
                 match self.question.take_if(|question| question.packet_id == packet_id) {
-                    Some(Question { answer: upstream, subscribe, .. }) => Reply::Meet { upstream, subscribe },
+                    Some(question) => Reply::Meet(question.answer),
                     None => Reply::Nothing,
                 }
             }
@@ -216,9 +216,6 @@ pub(super) enum Reply {
     Acknowledge(AckKind, PacketId, ReasonCode, Option<Arc<Receipt>>),
     Release(PacketId),
     /// It is known which gateway the upstream is, if it is one.
-    Meet {
-        upstream: Option<GatewayId>,
-        subscribe: bool,
-    },
+    Meet(Option<GatewayId>),
     End(End),
 }

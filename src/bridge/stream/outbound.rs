@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::{ENCODE_AHEAD_BYTES, Stream};
+use super::{ENCODE_AHEAD_BYTES, End, Stream};
 use crate::bridge::condition::DropReason;
 use crate::bridge::drain::{Note, Progress};
 use crate::bridge::marks;
@@ -37,13 +37,14 @@ struct Crossing<'a> {
 
 impl Stream<'_> {
     /// Encodes what the session may send, as far ahead as is useful.
-    pub(super) fn fill(&mut self, now: Instant) {
-        if !self.requests.is_empty() || self.is_trying(now) {
-            return;
+    pub(super) fn fill(&mut self, now: Instant) -> Result<(), End> {
+        if !self.is_greeted(now)? || self.is_trying(now) {
+            return Ok(());
         }
         let held = self.encode_ahead(now);
         let nanos = self.throttle.hold(held, now).as_nanos();
         self.shared.counters.held_back_nanos.fetch_add(u64::try_from(nanos).unwrap_or(0), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Tells whether `max_rate` holds something back.
