@@ -1,7 +1,7 @@
 //! The hub as its connections see it.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -327,6 +327,51 @@ fn after_damage_a_qos_2_message_is_a_repeated_one_only_if_it_says_so() {
     assert_eq!(heard(&mut b), [""; 0]);
     publish(true, 9, "first lost on its way");
     assert_eq!(heard(&mut b), ["x=first lost on its way 1"]);
+}
+
+/// What was sent and is lost with a damaged database, its receiver holds until it is told to release it.
+#[test]
+fn after_damage_a_receiver_is_asked_to_release_identifiers_before_messages_have_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || {
+        let clock = Clock::start("test");
+        let store = Store::bind(store::Settings::new(directory.path()), clock.clone()).unwrap();
+        (store.quarantined().is_some(), Hub::new(Settings::default(), clock, Some(store)).unwrap())
+    };
+    let (_, hub) = open();
+    let mut to = hub.attach(persistent("to")).unwrap();
+    subscribe(&mut to, "x", QoS::ExactlyOnce);
+    hub.attach(persistent("somebody-else")).unwrap().detach(false, None);
+    to.detach(false, None);
+    hub.store().unwrap().clone().close();
+    let path = directory.path().join(store::DATABASE_FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(13).position(|window| window == b"somebody-else").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+
+    let (is_damaged, hub) = open();
+    assert!(is_damaged);
+    let (mut to, mut from) = (hub.attach(persistent("to")).unwrap(), client(&hub, "from"));
+    assert!(to.session_present());
+    say(&mut from, "x", "1", QoS::ExactlyOnce);
+    let (mut taken, mut released) = (Vec::new(), Vec::new());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let sent_as = 'sent: loop {
+        assert!(Instant::now() < deadline, "released {released:?} and never sent");
+        to.take(&mut taken, 1000);
+        for outbound in taken.drain(..) {
+            match outbound {
+                Outbound::Release(id) => {
+                    to.completed(id);
+                    released.push(id);
+                }
+                Outbound::Publish(delivery) => break 'sent delivery.packet_id.unwrap(),
+            }
+        }
+        to.flush();
+    };
+    assert!(released.contains(&sent_as), "{sent_as} is not among {released:?}");
 }
 
 #[test]
