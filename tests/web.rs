@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fieldgate::clock::{Clock, UnixMillis};
 use fieldgate::hub::access::{self, User, hash_password};
-use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Publish, SubscribeOptions};
+use fieldgate::hub::{self, Attach, Face, Hub, Link, Outbound, Publish, SessionExpiry, SubscribeOptions};
 use fieldgate::message::{Properties, QoS};
 use fieldgate::observe::{Health, Kind, Metrics, Observe, Status};
 use fieldgate::secret::Secret;
@@ -305,6 +305,43 @@ async fn an_upstream_is_cut_and_restored() {
     check("/api/v1/upstreams/other/pause", 404).await;
     check("/api/v1/upstreams/cloud/explode", 404).await;
     assert!(!gateway.plant.paused.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn what_waits_for_a_session_is_purged() {
+    let gateway = Gateway::start(LOOPBACK).await;
+    let _log = tracing::subscriber::set_default(tracing_subscriber::registry().with(gateway.log.layer()));
+    let lasting =
+        Attach { clean_start: false, expiry: SessionExpiry::Never, ..Attach::internal(Face::Mqtt, "plant/7 ä") };
+    let mut link = gateway.hub.attach(lasting).unwrap();
+    link.subscribe(&SharedFilter::split("keep/#").unwrap(), SubscribeOptions::new(QoS::AtLeastOnce)).unwrap();
+    link.detach(false, None);
+    let mut publisher = gateway.hub.attach(Attach::internal(Face::Adapter, "publisher")).unwrap();
+    for _ in 0..3 {
+        publisher.publish(Publish { qos: QoS::AtLeastOnce, ..Publish::new("keep/it", "1") });
+    }
+    publisher.flush();
+    let path = "/api/v1/clients/mqtt/plant%2F7%20%C3%A4/purge";
+    for messages in [3, 0] {
+        let answer = gateway.post(path, "").await;
+        assert_eq!((answer.status, answer.json()), (200, json!({ "messages": messages })));
+    }
+    let clients = gateway.get("/api/v1/clients").await.json();
+    assert_eq!((&clients["dropped"], &clients["dropped_by_reason"]["purged"]), (&json!(3), &json!(3)));
+    let log = gateway.get("/api/v1/log?level=warn").await.json();
+    let line =
+        log["lines"].as_array().unwrap().iter().find(|line| line["message"] == "messages that waited were purged");
+    let line = line.unwrap_or_else(|| panic!("{log}")).to_string();
+    assert!(line.contains("plant/7") && line.contains("local"), "{line}");
+    for path in ["/api/v1/clients/mqtt/nobody/purge", "/api/v1/clients/fax/nobody/purge"] {
+        let answer = gateway.post(path, "").await;
+        assert_eq!((answer.status, answer.error().is_empty()), (404, false), "{path}");
+    }
+    assert_eq!(gateway.get(path).await.status, 405, "state is changed with POST");
+    let foreign = gateway.ask("POST", path, &[("Origin", "http://elsewhere.example")], "").await;
+    assert_eq!(foreign.status, 403);
+    let elsewhere = Gateway::start(ANYWHERE).await;
+    assert_eq!(elsewhere.post("/api/v1/clients/upstream/cloud/purge", "").await.status, 401);
 }
 
 #[tokio::test]

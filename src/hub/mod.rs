@@ -18,6 +18,7 @@ mod housekeeping;
 mod link;
 mod memory;
 mod pressure;
+mod purge;
 mod queue;
 mod report;
 mod restore;

@@ -70,16 +70,19 @@ pub struct Drops {
     /// As the store has reached its limit.
     pub store_full: AtomicU64,
     pub expired: AtomicU64,
+    /// Somebody wanted it: see [`Hub::purge`].
+    pub purged: AtomicU64,
 }
 
 impl Drops {
-    pub fn by_reason(&self) -> [(&'static str, u64); 4] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 5] {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("queue_full", count(&self.queue_full)),
             ("memory_full", count(&self.memory_full)),
             ("store_full", count(&self.store_full)),
             ("expired", count(&self.expired)),
+            ("purged", count(&self.purged)),
         ]
     }
 
@@ -91,7 +94,7 @@ impl Drops {
 /// What a queue has given up, and why it still does.
 #[derive(Clone, Debug, Default)]
 pub struct Losses {
-    pub by_reason: [(&'static str, u64); 4],
+    pub by_reason: [(&'static str, u64); 5],
     /// What is full, while that goes on, and what happens to messages then.
     pub lacking: Option<(&'static str, WhenFull)>,
 }
@@ -102,9 +105,9 @@ impl Counters {
         self.dropped_by_reason().iter().map(|(_, count)| count).sum()
     }
 
-    pub fn dropped_by_reason(&self) -> [(&'static str, u64); 5] {
-        let [queue, memory, store, expired] = self.dropped.by_reason();
-        [queue, memory, store, expired, ("retained_full", self.dropped_retained_full.load(Ordering::Relaxed))]
+    pub fn dropped_by_reason(&self) -> [(&'static str, u64); 6] {
+        let [queue, memory, store, expired, purged] = self.dropped.by_reason();
+        [queue, memory, store, expired, purged, ("retained_full", self.dropped_retained_full.load(Ordering::Relaxed))]
     }
 }
 
@@ -138,7 +141,7 @@ impl Hub {
         Some(Losses { by_reason: session.counters.dropped.by_reason(), lacking })
     }
 
-    fn session(&self, face: Face, client_id: &str) -> Option<Arc<Session>> {
+    pub(super) fn session(&self, face: Face, client_id: &str) -> Option<Arc<Session>> {
         self.0.sessions.lock().get(&(face, client_id.into())).cloned()
     }
 }

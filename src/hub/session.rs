@@ -33,13 +33,20 @@ pub enum Face {
 }
 
 impl Face {
+    const ALL: [Self; 5] = [Self::Mqtt, Self::MqttSn, Self::Upstream, Self::Adapter, Self::Web];
+
     pub(super) fn from_number(number: u8) -> Option<Self> {
-        [Self::Mqtt, Self::MqttSn, Self::Upstream, Self::Adapter, Self::Web].get(usize::from(number)).copied()
+        Self::ALL.get(usize::from(number)).copied()
     }
 
     /// The lanes of its sessions' queues.
     pub(super) fn layout(self) -> Layout {
         if self == Self::Upstream { Layout::ByPriority } else { Layout::One }
+    }
+
+    /// The face with this [name](Self::name).
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|face| face.name() == name)
     }
 
     /// The name used in the API and in logs.

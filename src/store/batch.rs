@@ -339,7 +339,10 @@ impl Batch {
         }
         // What is on disk begins here, as far as the search for what is not has come.
         let mut stored = first;
-        for sequence in first..=last {
+        // Where a whole queue goes, few of its sequences are pending.
+        let is_long = last - first > self.index.len() as u64;
+        let listed = if is_long { self.pending_rows(session, first, last) } else { Vec::new() };
+        for sequence in (if is_long { 0..0 } else { first..last + 1 }).chain(listed) {
             let Some(slot) = self.take(&Key::Row(session, sequence)) else { continue };
             let is_stored = matches!(slot.change, Change::Release { .. });
             satisfied.extend(slot.receipts);
@@ -350,6 +353,20 @@ impl Batch {
             }
         }
         self.remove_stored(session, stored..last + 1, due);
+    }
+
+    /// The sequences from `first` to `last` that are pending, in their order.
+    fn pending_rows(&self, session: SessionId, first: u64, last: u64) -> Vec<u64> {
+        let mut rows: Vec<u64> = self
+            .index
+            .keys()
+            .filter_map(|key| match key {
+                Key::Row(of, sequence) if *of == session && (first..=last).contains(sequence) => Some(*sequence),
+                _ => None,
+            })
+            .collect();
+        rows.sort_unstable();
+        rows
     }
 
     fn remove_stored(&mut self, session: SessionId, sequences: Range<u64>, due: Instant) {

@@ -49,6 +49,11 @@ pub enum InspectError {
     Quarantined(PathBuf),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(
+        "the store in {directory} is in use by {holder}; stop it first, or let it purge while it runs: \
+         `POST /api/v1/clients/FACE/CLIENT/purge`, or the button on the page of its web UI"
+    )]
+    InUse { directory: PathBuf, holder: String },
     #[error("{0} is a file; give the directory of the store, nothing is purged elsewhere")]
     File(PathBuf),
     #[error("no session of the client {0:?} is stored; `fieldgate store show` lists them")]
@@ -196,7 +201,7 @@ pub fn export(path: &Path, client_id: Option<&str>, out: &mut dyn Write) -> Resu
 /// Returns how many messages went.
 ///
 /// # Errors
-/// [`InspectError::Open`] while a gateway runs on the store; [`InspectError::NoSession`] for an unknown client;
+/// [`InspectError::InUse`] while a gateway runs on the store; [`InspectError::NoSession`] for an unknown client;
 /// [`InspectError::File`] where the settings do not name a directory.
 pub fn purge(settings: &Settings, client_id: Option<&str>, clock: &Clock) -> Result<u64, InspectError> {
     if settings.directory.is_file() {
@@ -207,7 +212,11 @@ pub fn purge(settings: &Settings, client_id: Option<&str>, clock: &Clock) -> Res
         return Err(InspectError::Missing(path));
     }
     let failed = |source| InspectError::Database { path: path.clone(), source };
-    let open::Found { mut database, lock: _lock, replaced, .. } = open::open(settings, clock)?;
+    let open::Found { mut database, lock: _lock, replaced, .. } =
+        open::open(settings, clock).map_err(|error| match error {
+            OpenError::Locked { directory, holder } => InspectError::InUse { directory, holder },
+            error => error.into(),
+        })?;
     if let Some(replaced) = replaced {
         return Err(InspectError::Quarantined(replaced.moved_to));
     }

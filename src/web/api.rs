@@ -30,6 +30,7 @@ use super::ticker::Samples;
 use super::values::Snapshot;
 use super::views::{Component, ControlError, Sessions, Switch, Traffic, UpstreamView, overall};
 use super::{App, pages};
+use crate::hub::Face;
 use crate::observe::{Health, Kind, Metrics, Status};
 
 /// Bytes of a request's body; a command's value and a login are far smaller.
@@ -47,6 +48,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/status", get(get_status))
         .route("/values", get(get_values))
         .route("/clients", get(get_clients))
+        .route("/clients/{face}/{client_id}/purge", post(post_purge))
         .route("/upstreams", get(get_upstreams))
         .route("/upstreams/{name}/{action}", post(post_upstream))
         .route("/devices/{device}/{point}", post(post_command))
@@ -224,6 +226,26 @@ async fn post_upstream(
     let by = caller.user.as_deref().unwrap_or("local");
     info!(upstream = name, by, "upstream {done}");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Gives up what waits for a session.
+async fn post_purge(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path((face, client_id)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let hub = &app.parts.hub;
+    let purged = match Face::named(&face) {
+        Some(face) => hub.purge(face, &client_id).await,
+        None => None,
+    };
+    let Some(messages) = purged else {
+        let hint = "GET /api/v1/clients lists the sessions there are, each with its face and client id.";
+        return Err(ApiError::not_found(format!("there is no session of the {face} client `{client_id}`"), hint));
+    };
+    let by = caller.user.as_deref().unwrap_or("local");
+    warn!(face, client_id, messages, by, "messages that waited were purged");
+    Ok(fresh(&json!({ "messages": messages })))
 }
 
 #[derive(Deserialize)]

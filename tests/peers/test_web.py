@@ -142,6 +142,30 @@ def test_the_uplink_is_cut_and_restored(plant, open_page):
     expect(uplink.locator(".large")).to_have_text("0")
 
 
+def test_what_waits_is_discarded_after_a_question(plant, open_page):
+    page = open_page(plant.url)
+    uplink = page.locator('[data-upstream="cloud"]')
+    offer = uplink.get_by_role("button", name="Discard what waits for uplink cloud")
+    uplink.get_by_role("button", name="Cut uplink cloud").click()
+    expect(uplink.locator(".badge")).to_have_text("Cut")
+    expect(uplink.locator(".large")).to_have_text("0")
+    expect(offer).to_be_hidden()
+    for number in range(5):
+        plant.publish("devices/meter/counter", str(number))
+    expect(uplink.locator(".large")).to_have_text("5")
+    offer.click()
+    sure = uplink.get_by_role("button", name="Discard 5 messages for good")
+    uplink.get_by_role("button", name="Keep").click()
+    expect(sure).to_be_hidden()
+    expect(uplink.locator(".large")).to_have_text("5")
+    offer.click()
+    sure.click()
+    expect(uplink.locator(".large")).to_have_text("0")
+    expect(offer).to_be_hidden()
+    uplink.get_by_role("button", name="Restore uplink cloud").click()
+    expect(uplink.locator(".badge")).to_have_text("Connected")
+
+
 def test_the_broker_view_lists_the_sessions(plant, open_page):
     page = open_page(plant.url + VIEWS["broker"])
     expect(page.locator("tbody tr", has_text="modbus/bus1")).to_contain_text("devices/pump/+/set")

@@ -12,6 +12,7 @@ mod clearing;
 mod tail;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Age, Delivery, Depth, Incoming, Orphan, Outbound, PacketId, QueueLimits, Unanswered, expires_at};
@@ -86,6 +87,8 @@ pub(super) struct Lane {
     releasing: usize,
     tail: Option<Tail>,
     loading: Option<u64>,
+    /// What was purged: a page that was read before must not bring it back.
+    purged: Range<u64>,
     next_sequence: u64,
     /// Messages found on disk at start that may have been sent before the crash.
     maybe_sent: usize,
@@ -114,6 +117,7 @@ impl Lane {
             releasing: 0,
             tail: None,
             loading: None,
+            purged: 0..0,
             next_sequence: first_sequence(index),
             maybe_sent: 0,
             clearing: None,
@@ -271,6 +275,21 @@ impl Lane {
         tail.messages -= 1;
         self.remove_from_journal(sequence, ops);
         true
+    }
+
+    /// Gives up everything that was never sent, in memory and on disk; returns how many messages that were. A delivery that
+    /// has begun goes on to its end, as its receiver may have the message, or its identifier.
+    pub fn purge(&mut self, ops: &mut Vec<Op>) -> u64 {
+        let mut purged = (self.waiting.len() + self.lossy.len()) as u64;
+        for entry in std::mem::take(&mut self.waiting) {
+            self.forget_waiting(&entry, ops);
+        }
+        self.waiting_expires_at = None;
+        self.held -= self.lossy.iter().map(Incoming::own_weight).sum::<u64>();
+        self.lossy_bytes = 0;
+        self.lossy = VecDeque::new();
+        purged += self.purge_tail(ops);
+        purged
     }
 
     fn forget_waiting(&mut self, entry: &Entry, ops: &mut Vec<Op>) {

@@ -401,6 +401,11 @@ impl Queue {
         pushed
     }
 
+    /// See [`Lane::purge`].
+    pub fn purge(&mut self, ops: &mut Vec<Op>) -> u64 {
+        self.lanes.iter_mut().map(|lane| lane.purge(ops)).sum()
+    }
+
     /// Gives up the oldest message of the least urgent lane that has one, for one that is to stand in `lane`: never
     /// what is more urgent.
     fn drop_oldest(&mut self, lane: usize, ops: &mut Vec<Op>) -> bool {

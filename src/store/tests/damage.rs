@@ -836,7 +836,7 @@ fn queues_are_shown_and_purged_from_outside() {
     let store = start(directory.path());
     assert_eq!(inspect::show(directory.path()).unwrap().sessions, shown);
     let error = inspect::purge(&settings, None, &clock()).unwrap_err();
-    assert!(matches!(error, inspect::InspectError::Open(OpenError::Locked { .. })), "{error}");
+    assert!(matches!(error, inspect::InspectError::InUse { .. }), "{error}");
     store.close();
     assert_eq!(inspect::purge(&settings, Some("client-1"), &clock()).unwrap(), 200);
     let queue = QueueSummary { lane: 0, first: None, last: Some(200), messages: 0, bytes: 0 };

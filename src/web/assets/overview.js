@@ -117,6 +117,7 @@ function uplink(name) {
   });
   act(button, () => paused ? 'resume' : 'pause');
   act(now, () => 'connect');
+  const purge = purging(name, problem);
   const element = h('article', { class: 'panel uplink', 'data-upstream': name },
     h('header', {}, h('h3', {}, icon('cloud'), name), badge.element, h('div', { class: 'actions' }, now, button)),
     reason, problem,
@@ -124,7 +125,7 @@ function uplink(name) {
       h('div', { class: 'uplink-queue' },
         h('p', { class: 'label' }, 'Waiting to be sent'),
         h('p', {}, waiting, h('span', { class: 'unit' }, 'messages')),
-        outlook, room),
+        outlook, room, purge.element),
       chart.element),
     facts);
   return {
@@ -145,11 +146,42 @@ function uplink(name) {
       setText(waiting, number(queue.messages));
       setText(outlook, expect(upstream));
       setText(room, roomFor(queue));
+      purge.update(queue.messages);
       chart.update(upstream.history);
       // The queue is shown above already, in numbers that move.
       showFacts(facts, (status?.facts ?? []).filter(([label]) => label !== 'waiting' && label !== 'backlog'));
     },
   };
+}
+
+// Throws what waits away, after a second click that says how much that is.
+function purging(name, problem) {
+  let messages = 0, isAsking = false;
+  const offer = h('button', { type: 'button', class: 'quiet', 'aria-label': `Discard what waits for uplink ${name}` }, 'Discard');
+  const sure = h('button', { type: 'button', class: 'danger' });
+  const keep = h('button', { type: 'button' }, 'Keep');
+  const question = h('span', { class: 'actions' }, sure, keep);
+  const show = () => {
+    offer.hidden = isAsking || messages === 0;
+    question.hidden = !isAsking;
+    setText(sure, `Discard ${plural(messages, 'message')} for good`);
+  };
+  const ask = (asks) => { isAsking = asks; show(); };
+  offer.addEventListener('click', () => { ask(true); keep.focus(); });
+  keep.addEventListener('click', () => ask(false));
+  sure.addEventListener('click', async () => {
+    sure.disabled = true;
+    problem.replaceChildren();
+    try {
+      await request('POST', `/clients/upstream/${encodeURIComponent(name)}/purge`);
+    } catch (error) {
+      problem.replaceChildren(...explain(error));
+    }
+    sure.disabled = false;
+    ask(false);
+  });
+  show();
+  return { element: h('p', { class: 'purge' }, offer, question), update(count) { messages = count; show(); } };
 }
 
 // How full the queue is, of what it may hold.

@@ -57,6 +57,27 @@ impl Lane {
         self.tail = Some(tail);
     }
 
+    /// Gives up what is on disk only, except what may have been sent before the gateway stopped; returns how many messages
+    /// that were.
+    pub(super) fn purge_tail(&mut self, ops: &mut Vec<Op>) -> u64 {
+        let Some(tail) = &mut self.tail else { return 0 };
+        let first = tail.from + self.maybe_sent as u64;
+        if first >= self.next_sequence {
+            return 0;
+        }
+        self.purged = first..self.next_sequence;
+        ops.push(Op::Remove { session: self.session, first, last: self.next_sequence - 1 });
+        let kept = tail.messages.min(self.maybe_sent as u64);
+        let purged = tail.messages - kept;
+        // What each of them has is on disk too; the average will do.
+        tail.bytes = tail.bytes.checked_div(tail.messages).unwrap_or(0) * kept;
+        tail.messages = kept;
+        if kept == 0 {
+            self.tail = None;
+        }
+        purged
+    }
+
     /// Gives up what has expired of what waits in memory; returns how many messages that were.
     pub fn sweep(&mut self, age: Age, ops: &mut Vec<Op>) -> u64 {
         if self.waiting_expires_at.is_none_or(|at| at > age.now) {
@@ -134,7 +155,7 @@ impl Lane {
         let Some(mut tail) = self.tail.take() else { return };
         for stored in messages {
             let sequence = stored.sequence;
-            if sequence < tail.from {
+            if sequence < tail.from || self.purged.contains(&sequence) {
                 // Given up while the page was being read.
                 continue;
             }
