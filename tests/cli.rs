@@ -110,7 +110,7 @@ fn help_teaches_by_examples_and_names_the_exit_codes() {
 fn wrong_arguments_are_the_users_error() {
     check(&fieldgate(&["demno"]).output().unwrap(), 1, "", "demo");
     check(&fieldgate(&[]).output().unwrap(), 1, "", "Usage:");
-    check(&fieldgate(&["keys", "no.such.key"]).output().unwrap(), 1, "", "no key begins with");
+    check(&fieldgate(&["keys", "no.such.key"]).output().unwrap(), 1, "", "no key holds `no.such.key`");
 }
 
 #[test]
@@ -145,6 +145,19 @@ fn keys_explains_a_section() {
     let output = fieldgate(&["keys", "store"]).output().unwrap();
     check(&output, 0, "store.max_size\n    The largest size of the database file", "");
     check(&output, 0, "default 1GiB", "");
+}
+
+#[test]
+fn keys_are_found_without_the_brackets_of_lists_and_by_a_part() {
+    let output = fieldgate(&["keys", "modbus.devices.unit_id"]).output().unwrap();
+    check(&output, 0, "modbus[].devices[].unit_id\n", "");
+    let output = fieldgate(&["keys", "bridge_max_packet_size"]).output().unwrap();
+    check(&output, 0, "upstreams[].bridge_max_packet_size\n", "");
+}
+
+#[test]
+fn a_record_that_is_not_there_is_the_users_error() {
+    check(&fieldgate(&["prove", "/no/such/record"]).output().unwrap(), 1, "", "/no/such/record cannot be read");
 }
 
 #[test]

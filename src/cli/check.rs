@@ -1,5 +1,7 @@
 //! `fieldgate check` and `fieldgate keys`.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -27,8 +29,10 @@ fn check_one(path: &Path) -> Result<(), ExitCode> {
         1 => say(&format!("{}: ok, 1 warning", path.display())),
         count => say(&format!("{}: ok, {count} warnings", path.display())),
     }
-    for (label, name, what) in config.summary() {
-        say(format!("  {label:<9} {name:<12} {what}").trim_end());
+    let lines = config.summary();
+    let width = lines.iter().map(|(_, name, _)| name.chars().count()).max().unwrap_or(0).max(12);
+    for (label, name, what) in lines {
+        say(format!("  {label:<9} {name:<width$} {what}").trim_end());
     }
     Ok(())
 }
@@ -43,13 +47,24 @@ pub fn load(path: &Path) -> Result<Loaded, ExitCode> {
         Err(reports) => {
             show_reports(&reports);
             complain(&count(path, &reports));
-            if !path.exists() {
-                complain(
-                    "name the configuration with `--config FILE`; config/minimal.yaml of the sources is one to begin with",
-                );
+            if let Some(advice) = File::open(path).err().and_then(|error| advice(error.kind())) {
+                complain(advice);
             }
             Err(ExitCode::from(USER_ERROR))
         }
+    }
+}
+
+/// What to do about a configuration that cannot be opened.
+fn advice(kind: io::ErrorKind) -> Option<&'static str> {
+    match kind {
+        io::ErrorKind::NotFound => {
+            Some("name the configuration with `--config FILE`; config/minimal.yaml of the sources is one to begin with")
+        }
+        io::ErrorKind::PermissionDenied => {
+            Some("let this user read the file, or ask as the user that runs the gateway")
+        }
+        _ => None,
     }
 }
 
@@ -65,10 +80,16 @@ fn count(path: &Path, reports: &Reports) -> String {
     text
 }
 
-pub fn keys(prefix: &str) -> ExitCode {
-    let mut found = false;
+/// Explains the keys that begin with `wanted`, or else those that hold it; a list's `[]` may be left out.
+pub fn keys(wanted: &str) -> ExitCode {
+    let bare = |path: &str| path.replace("[]", "");
+    let wanted = bare(wanted);
     let profile = config::profile_keys().into_iter().map(|key| Key { path: format!("profile:{}", key.path), ..key });
-    for key in config::keys().into_iter().chain(profile).filter(|key| key.path.starts_with(prefix)) {
+    let all: Vec<Key> = config::keys().into_iter().chain(profile).collect();
+    let begin = all.iter().any(|key| bare(&key.path).starts_with(&wanted));
+    let fits = |path: String| if begin { path.starts_with(&wanted) } else { path.contains(&wanted) };
+    let mut found = false;
+    for key in all.iter().filter(|key| fits(bare(&key.path))) {
         found = true;
         let default = match (&key.default, key.required) {
             (Some(default), _) if !default.is_empty() => format!("; default {default}"),
@@ -80,6 +101,6 @@ pub fn keys(prefix: &str) -> ExitCode {
     if found {
         return ExitCode::SUCCESS;
     }
-    complain(&format!("no key begins with `{prefix}`; `fieldgate keys` lists all"));
+    complain(&format!("no key holds `{wanted}`; `fieldgate keys` lists all"));
     ExitCode::from(USER_ERROR)
 }

@@ -35,8 +35,8 @@ pub(crate) const SYSTEM_ERROR: u8 = 2;
     after_help = "\
 Examples:
   fieldgate demo                             try everything, with simulated devices and a cloud
-  fieldgate check --config fieldgate.yaml    say what is wrong with a configuration, or what it will run
-  fieldgate run --config fieldgate.yaml      run the gateway; stop it with Ctrl-C, reload with SIGHUP
+  fieldgate check --config fieldgate.yaml    what is wrong with a configuration, or what it runs
+  fieldgate run --config fieldgate.yaml      run the gateway; Ctrl-C stops it, SIGHUP reloads
   fieldgate passwd operator                  make a `users:` entry for the configuration
   fieldgate keys upstreams                   explain the keys of a section of the configuration
 
@@ -69,7 +69,7 @@ enum Command {
     },
     /// Explain the keys of the configuration: type, default and meaning.
     Keys {
-        /// Only keys that begin with this, as in `upstreams` or `modbus[].devices`.
+        /// Only keys that begin with this, as in `upstreams` or `modbus.devices`; where none does, those that hold it.
         prefix: Option<String>,
     },
     /// Show, verify, export or purge the database of queued messages.

@@ -9,7 +9,7 @@ mod record;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,13 +48,19 @@ fn filter(text: &str) -> Result<TopicFilter, String> {
 pub fn prove(arguments: &Arguments) -> ExitCode {
     let mut proof = Proof::new(&arguments.topics);
     let read = match &arguments.record {
-        None => proof.read(io::stdin().lock()),
+        None => {
+            if io::stdin().is_terminal() {
+                complain("reading the record from the terminal; Ctrl-D ends it");
+            }
+            proof.read(io::stdin().lock())
+        }
         Some(path) => File::open(path).and_then(|file| proof.read(BufReader::new(file))),
     };
     if let Err(error) = read {
         let name = arguments.record.as_ref().map_or("standard input".into(), |path| path.display().to_string());
         complain(&format!("{name} cannot be read: {error}"));
-        return ExitCode::from(SYSTEM_ERROR);
+        let is_argument = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory);
+        return ExitCode::from(if is_argument { USER_ERROR } else { SYSTEM_ERROR });
     }
     match arguments.format {
         Format::Text => say(&proof.to_text()),

@@ -79,16 +79,17 @@ pub fn store(Arguments { action, config, database }: Arguments) -> ExitCode {
 
 fn show(path: &Path) -> Result<ExitCode, InspectError> {
     let Overview { sessions, oldest, retained, database, free, log } = inspect::show(path)?;
-    say(&format!("{:<32} {:>10} {:>10}  {:<20}  subscriptions", "client", "messages", "size", "oldest"));
-    for StoredSession { record, subscriptions, queues, .. } in &sessions {
+    let names: Vec<_> = sessions.iter().map(|session| printable(&session.record.client_id)).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).clamp(24, 64);
+    say(&format!("{:<width$} {:>10} {:>10}  {:<20}  subscriptions", "client", "messages", "size", "oldest"));
+    for (client, StoredSession { record, subscriptions, queues, .. }) in names.iter().zip(&sessions) {
         let (messages, bytes) =
             queues.iter().fold((0, 0), |(messages, bytes), queue| (messages + queue.messages, bytes + queue.bytes));
         // To the second.
         let oldest = oldest.get(&record.id).map_or("-".into(), |at| format!("{}Z", &at.to_string()[..19]));
         let filters: Vec<&str> = subscriptions.iter().map(|subscription| &*subscription.filter).collect();
-        let client = printable(&record.client_id);
         let (size, filters) = (readable(bytes), printable(&filters.join(" ")));
-        say(&format!("{client:<32} {messages:>10} {size:>10}  {oldest:<20}  {filters}"));
+        say(&format!("{client:<width$} {messages:>10} {size:>10}  {oldest:<20}  {filters}"));
     }
     say(&format!(
         "{}, {}; the database has {}, of which {} are free, and its log {}",

@@ -66,6 +66,32 @@ impl Sources {
         }
     }
 
+    /// Keeps the user and the password of an address at `span` out of every report.
+    pub(super) fn hide_login(&mut self, span: Span) {
+        let Some(text) = self.get(span.file).and_then(|source| source.text.get(span.range())) else { return };
+        let Some(start) = text.find("://").map(|colon| colon + 3) else { return };
+        let end = text[start..].find('/').map_or(text.len(), |slash| start + slash);
+        if let Some(at) = text[start..end].rfind('@') {
+            let start = span.range().start + start;
+            self.hide(Span::new(span.file, start..start + at));
+        }
+    }
+
+    /// Keeps what stands behind one of `words` on the line of `span` out of every report: of a text that is no YAML,
+    /// nobody knows which values are secret.
+    pub(super) fn hide_behind(&mut self, words: &[&str], span: Span) {
+        let Some(source) = self.get(span.file) else { return };
+        let place = source.text.floor_char_boundary(span.range().start);
+        let start = source.text[..place].rfind('\n').map_or(0, |newline| newline + 1);
+        let line = source.text[start..].lines().next().unwrap_or_default();
+        let lower = line.to_ascii_lowercase();
+        let word = words.iter().filter_map(|word| lower.find(word)).min();
+        let value = word.and_then(|word| Some(word + line[word..].find(':')? + 1));
+        if let Some(value) = value {
+            self.hide(Span::new(span.file, start + value..start + line.len()));
+        }
+    }
+
     /// Line and column, both from 1, columns in characters.
     pub fn position(&self, span: Span) -> (usize, usize) {
         let Some(source) = self.get(span.file) else { return (1, 1) };

@@ -19,6 +19,8 @@ use super::scalar::{Origin, Scalar};
 use super::source::{Located, Sources, Span};
 use super::tree::{self, Entry, MAX_FILE_BYTES, Node, Value};
 
+/// What keys of secrets have in their names.
+const SECRET_WORDS: [&str; 3] = ["pass", "secret", "token"];
 /// A `file:` secret may not be longer.
 const MAX_SECRET_BYTES: usize = 64 * 1024;
 /// Reports of one run; a file that is wrong everywhere says nothing new after that.
@@ -129,6 +131,9 @@ impl<'e> Context<'e> {
         match tree::parse(file, &source.text) {
             Ok(node) => Some((file, node)),
             Err(report) => {
+                if let Some(place) = report.place {
+                    sources.hide_behind(&SECRET_WORDS, place);
+                }
                 drop(sources);
                 self.report(*report);
                 None
@@ -253,7 +258,7 @@ impl<'a> Table<'a> {
         let result = read(&mut self);
         for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
             let meant = did_you_mean(&entry.key, &self.known);
-            let sounds_secret = ["pass", "secret", "token"].iter().any(|word| entry.key.to_lowercase().contains(word));
+            let sounds_secret = SECRET_WORDS.iter().any(|word| entry.key.to_lowercase().contains(word));
             if sounds_secret || meant.is_some_and(|meant| self.secret.contains(&meant)) {
                 self.cx.sources.borrow_mut().hide(entry.node.span);
             }
@@ -285,7 +290,12 @@ impl<'a> Table<'a> {
             Value::Null => true,
             _ => {
                 let report = Report::error(node.span, format!("expected a table of keys, found {}", node.describe()));
-                self.cx.report(report.help("write `key: value` lines, indented under it"));
+                let keys = match self.path.as_str() {
+                    "" => "`fieldgate keys`".to_owned(),
+                    path => format!("`fieldgate keys {}`", path.replace("[]", "")),
+                };
+                self.cx
+                    .report(report.help(format!("write `key: value` lines, indented under it; {keys} explains them")));
                 false
             }
         }
@@ -579,6 +589,7 @@ fn scalar<T: Scalar>(cx: &Context<'_>, directory: &Path, key: &str, node: &Node,
     if T::SECRET {
         cx.sources.borrow_mut().hide(span);
     }
+    cx.sources.borrow_mut().hide_login(span);
     let text = match &node.value {
         Value::Scalar(text) => text,
         Value::Null => {
@@ -651,10 +662,13 @@ fn list(words: &[&str]) -> String {
     words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
 }
 
+/// For the middle of a sentence; abbreviations stay as they are.
 fn lower_first(text: &str) -> String {
     let mut characters = text.chars();
-    let first = characters.next().map(|first| first.to_ascii_lowercase());
-    first.into_iter().chain(characters).collect()
+    match (characters.next(), characters.clone().next()) {
+        (Some(first), Some(second)) if !second.is_uppercase() => first.to_lowercase().chain(characters).collect(),
+        _ => text.to_owned(),
+    }
 }
 
 /// The word among `known` that `given` is a slip of, if there is one.

@@ -455,6 +455,63 @@ fn a_secret_is_not_shown_even_where_its_key_is_misspelt() {
 }
 
 #[test]
+fn a_login_in_an_address_is_not_shown() {
+    let yaml = "upstreams: [ { name: c, url: 'mqtts://anna:hunter2@host/p@th', out: [ { filter: '#' } ] } ]\n";
+    let text = load_text(yaml.as_bytes()).unwrap_err();
+    assert!(
+        text.contains("mqtts://************@host/p@th") && text.contains("use `username` and `password`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn of_a_text_that_is_no_yaml_what_may_be_secret_is_not_shown() {
+    check(
+        "upstreams:\n  - name: c\n    Password: hunter2: x\n",
+        "
+error: not valid YAML: mapping values are not allowed in this context
+ --> fieldgate.yaml:3:22
+  |
+3 |     Password:***********
+  |                      ^
+  |
+  = help: check the indentation; a value that contains `: ` needs quotes",
+    );
+}
+
+#[test]
+fn brackets_that_do_not_fit_are_told_of() {
+    let check = |yaml: &str, expected: &str| {
+        let text = load_text(yaml.as_bytes()).unwrap_err();
+        assert!(text.contains(expected), "{text}");
+    };
+    check("web: { address: ${ADDRESS} }\n", "between brackets `${VARIABLE}` and values with `,` need quotes");
+    check("a: [1\nb: 2\n", "is a `[` or a `{` before this not closed?");
+}
+
+#[test]
+fn where_a_table_belongs_its_keys_are_named() {
+    check(
+        "upstreams: [ { name: c, url: 'mqtts://h', max_rate: 100, out: [ { filter: '#' } ] } ]\n",
+        "
+error: expected a table of keys, found a single value
+ --> fieldgate.yaml:1:53
+  |
+1 | upstreams: [ { name: c, url: 'mqtts://h', max_rate: 100, out: [ { filter: '#' } ] } ]
+  |                                                     ^^^
+  |
+  = help: write `key: value` lines, indented under it; `fieldgate keys upstreams.max_rate` explains them",
+    );
+}
+
+#[test]
+fn abbreviations_stay_as_they_are_in_the_middle_of_a_sentence() {
+    let text =
+        load_text(b"listeners: [ { name: t, address: '127.0.0.1:8883', tls: { certificate: a.pem } } ]\n").unwrap_err();
+    assert!(text.contains("it stands in: PEM file with"), "{text}");
+}
+
+#[test]
 fn priorities_shares_and_rates_are_checked() {
     check(
         "upstreams:

@@ -227,6 +227,9 @@ fn syntax_error(file: u32, text: &str, error: &ScanError) -> Report {
         }
         ErrorKind::UnclosedQuotedScalar => report.help("close the quotation mark"),
         ErrorKind::UnexpectedCharacter { character: '%' | '@' | '`' } => report.help("put quotes around the value"),
+        ErrorKind::ExpectedFlowMappingSeparator | ErrorKind::ExpectedFlowSequenceSeparator => report
+            .help("close the brackets before this; between brackets `${VARIABLE}` and values with `,` need quotes"),
+        ErrorKind::InvalidColonPlacement => report.help("is a `[` or a `{` before this not closed?"),
         ErrorKind::UnknownAnchor => report.help("a value that begins with `*`, as a topic filter, needs quotes"),
         ErrorKind::MappingValueNotAllowed => {
             report.help("check the indentation; a value that contains `: ` needs quotes")

@@ -89,7 +89,7 @@ impl Observe for Observer {
         let state = self.state.lock();
         let mut facts = vec![
             ("Program", self.program.clone()),
-            ("Started", format!("{} times", state.starts)),
+            ("Times started", state.starts.to_string()),
             ("Readings", state.readings.to_string()),
         ];
         if let Some(why) = &state.last_ignored {
@@ -97,7 +97,7 @@ impl Observe for Observer {
             facts.push(("Last ignored", why.clone()));
         }
         if state.slowed > 0 {
-            facts.push(("Slowed down", format!("{} times", state.slowed)));
+            facts.push(("Times slowed down", state.slowed.to_string()));
         }
         let program = Status {
             kind: Kind::Adapter,

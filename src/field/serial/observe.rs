@@ -114,7 +114,7 @@ impl Observe for Observer {
             since: state.since,
             facts: vec![
                 ("Port", format!("{} at {} Bd", self.line.path.display(), self.line.baud_rate)),
-                ("Opened", format!("{} times", state.opens)),
+                ("Times opened", state.opens.to_string()),
             ],
         };
         vec![port, self.device.status(name, facts)]
