@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::report::Report;
 use super::scalar::{Origin, Scalar, Size, words};
 use super::source::Located;
-use super::table::{Table, did_you_mean};
+use super::table::Table;
+use super::words::did_you_mean;
 use crate::hub::access::mosquitto::{FileError, parse_passwords, parse_rules};
 use crate::hub::access::{
     self, Anonymous, DeniedPublish, DeniedSubscribe, Pattern, Rule, Subject, User, is_password_hash,

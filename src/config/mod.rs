@@ -22,6 +22,7 @@ mod translators;
 pub mod tree;
 mod upstreams;
 mod web;
+mod words;
 
 #[cfg(test)]
 mod tests;

@@ -656,7 +656,7 @@ fn what_one_upstream_lacks_is_a_warning_and_the_gateway_starts() {
 #[test]
 fn a_word_of_which_nothing_is_left_is_no_slip() {
     let known = ["0", "1", "newest"];
-    let meant = ["3", "newst", "x"].map(|given| super::table::did_you_mean(given, &known));
+    let meant = ["3", "newst", "x"].map(|given| super::words::did_you_mean(given, &known));
     assert_eq!(meant, [None, Some("newest"), None]);
 }
 
