@@ -130,10 +130,6 @@ impl Gateway {
         text
     }
 
-    pub fn has_web(&self) -> bool {
-        self.web.is_some()
-    }
-
     /// The sum of a metric over all its labels that hold `label`.
     pub fn metric(&self, name: &str, label: &str) -> u64 {
         let text = self.get("/metrics");

@@ -397,9 +397,7 @@ impl Run<'_> {
         self.shared.hold.store(true, Ordering::Relaxed);
         self.until("everything is acknowledged", |run| run.shared.all_acknowledged());
         // Nothing is left of what was hit the last time either: it has been read by now, and reported.
-        if self.gateway.has_web() {
-            self.until("everything is delivered", |run| run.gateway.metric("fieldgate_store_queue_messages", "") == 0);
-        }
+        self.until("everything is delivered", |run| run.gateway.metric("fieldgate_store_queue_messages", "") == 0);
         self.until_still(|run| run.shared.distinct.load(Ordering::Relaxed));
         self.shared.write_off();
         self.close_damage();
