@@ -59,6 +59,32 @@ impl GatewayId {
     }
 }
 
+/// What the bridge of a gateway says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Introduction {
+    pub gateway: GatewayId,
+    /// Whether all that it fetches is called at its gateway as it is called here.
+    pub keeps_names: bool,
+}
+
+impl Introduction {
+    /// As it stands in [`ID`] and on [`ID_TOPIC`].
+    pub fn to_text(self) -> String {
+        format!("{}{}", self.gateway.as_str(), if self.keeps_names { KEEPS_NAMES } else { "" })
+    }
+
+    /// What a peer says; words behind the id that are not known say nothing.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (id, rest) = text.split_at_checked(8)?;
+        let is_whole = rest.is_empty() || rest.starts_with(' ');
+        let gateway = GatewayId::parse(id).filter(|_| is_whole)?;
+        Some(Self { gateway, keeps_names: rest == KEEPS_NAMES })
+    }
+}
+
+/// The word for [`Introduction::keeps_names`].
+const KEEPS_NAMES: &str = " keeps-names";
+
 /// Whether a message has been at `gateway` under this topic.
 pub fn has_been_at(gateway: GatewayId, topic: &str, properties: Option<&Properties>) -> bool {
     list(properties).is_some_and(|list| list.split(',').any(|found| found.as_bytes() == entry(gateway, topic)))
@@ -171,7 +197,14 @@ mod tests {
         assert_ne!(known, id("9f86d081884c7d66"));
         for text in ["", "short", "too-long-for-it", "with,com", "with spc", "umlautä"] {
             assert_eq!(GatewayId::parse(text), None, "{text}");
+            assert_eq!(Introduction::parse(text), None, "{text}");
         }
+        for keeps_names in [false, true] {
+            let said = Introduction { gateway: known, keeps_names };
+            assert_eq!(Introduction::parse(&said.to_text()), Some(said));
+        }
+        let newer = format!("{} knows-more", known.as_str());
+        assert_eq!(Introduction::parse(&newer), Some(Introduction { gateway: known, keeps_names: false }));
     }
 
     #[test]

@@ -242,6 +242,11 @@ impl Rules {
         self.0.is_empty()
     }
 
+    /// Whether every message is called on the other side as it is called here.
+    pub fn keep_names(&self) -> bool {
+        self.0.iter().all(|rule| matches!(&rule.name, Name::Exchanged { strip, add } if strip == add))
+    }
+
     /// The rule that decides over a message on `topic`, and the topic's name on the other side, written to `mapped`.
     ///
     /// # Errors

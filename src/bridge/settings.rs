@@ -17,6 +17,7 @@ use crate::message::QoS;
 use crate::secret::Secret;
 use crate::tls::{self, TlsError};
 use crate::topic::{TopicError, TopicName};
+use crate::via::{GatewayId, Introduction};
 
 /// One upstream.
 #[derive(Clone, Debug, PartialEq)]
@@ -263,6 +264,11 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// What we say to an upstream that is a gateway too.
+    pub fn introduction(&self, gateway: GatewayId) -> Introduction {
+        Introduction { gateway, keeps_names: self.incoming.keep_names() }
+    }
+
     pub fn sends_qos_2(&self) -> bool {
         self.outgoing.iter().any(|rule| rule.qos == QoS::ExactlyOnce)
     }

@@ -419,7 +419,7 @@ impl<'a> Uplink<'a> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         let mut options = self.terms.options(settings, &upstream.rules, self.clean_start);
         let gateway = GatewayId::of_boot(shared.hub.clock().boot_id());
-        options.gateway = Some(gateway);
+        options.gateway = Some(upstream.rules.introduction(gateway));
         self.renew_at = None;
         if let Some(sas) = &settings.sas {
             let clock = shared.hub.clock();

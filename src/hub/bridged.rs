@@ -3,23 +3,33 @@
 //! No Local keeps a message from the connection that it came by. Two gateways may have more than one between them, as
 //! where each is the other's upstream, and a message may have been at a third one in between: see [`via`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::queue::{Outbound, Queue};
 use crate::store::Op;
-use crate::via::{self, GatewayId};
+use crate::via::{self, GatewayId, Introduction};
 
 /// The gateway at the other end of a session; none for most. It is remembered while there is no connection.
 #[derive(Debug, Default)]
-pub(super) struct PeerGateway(AtomicU64);
+pub(super) struct PeerGateway {
+    id: AtomicU64,
+    keeps_names: AtomicBool,
+}
 
 impl PeerGateway {
     pub fn get(&self) -> Option<GatewayId> {
-        GatewayId::from_bits(self.0.load(Ordering::Relaxed))
+        GatewayId::from_bits(self.id.load(Ordering::Relaxed))
     }
 
-    pub fn set(&self, gateway: Option<GatewayId>) {
-        self.0.store(gateway.map_or(0, GatewayId::to_bits), Ordering::Relaxed);
+    pub fn set(&self, peer: Option<Introduction>) {
+        self.keeps_names.store(peer.is_some_and(|peer| peer.keeps_names), Ordering::Relaxed);
+        self.id.store(peer.map_or(0, |peer| peer.gateway.to_bits()), Ordering::Relaxed);
+    }
+
+    /// Whether both lead to one gateway, and under the same names.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let keeps_names = |peer: &Self| peer.keeps_names.load(Ordering::Relaxed);
+        self.get().is_some() && self.get() == other.get() && keeps_names(self) && keeps_names(other)
     }
 
     /// Gives up what was queued before it was known who the peer is, and has been there: of what was taken from `queue`

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::queue::{Incoming, Orphan, Precedence, WhenFull};
 use super::session::{Session, Shortage, submit};
-use super::{Hub, SubscribeOptions};
+use super::{Face, Hub, SubscribeOptions};
 use crate::message::{Message, QoS};
 use crate::store::{Due, Op, Page, PageLimit, Receipt, SessionId, Store, StoredState};
 use crate::topic::SharedFilter;
@@ -126,7 +126,10 @@ impl Hub {
         let mut give = |target: &Target, messages: &[(Arc<Message>, Option<Arc<Receipt>>)]| {
             let peer = if target.shared.is_none() { target.session.peer.get() } else { None };
             let wanted = |message: &Message| peer.is_none_or(|peer| !via::came_by(peer, message));
-            if peer.is_some() && !messages.iter().any(|(message, _)| wanted(message)) {
+            if peer.is_some()
+                && (targets.goes_up_to(&target.session, target.qos)
+                    || !messages.iter().any(|(message, _)| wanted(message)))
+            {
                 return;
             }
             let wanted = messages.iter().filter(|(message, _)| wanted(message));
@@ -265,6 +268,14 @@ impl Group {
 }
 
 impl Targets {
+    /// Whether the gateway whose bridge is `client` gets the same at `qos` by the session of an upstream: each is the other's
+    /// upstream, and one sends what the other fetches.
+    pub fn goes_up_to(&self, client: &Session, qos: QoS) -> bool {
+        let is_up = |other: &Target| other.session.face == Face::Upstream && other.qos >= qos;
+        client.face == Face::Mqtt
+            && self.direct.iter().any(|other| is_up(other) && other.session.peer.is_same_as(&client.peer))
+    }
+
     pub fn matches_any(&self) -> bool {
         !self.direct.is_empty() || !self.groups.is_empty()
     }

@@ -25,7 +25,7 @@ use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::store::{Due, Line, Op, Receipt};
 use crate::topic::TopicName;
-use crate::via::GatewayId;
+use crate::via::{GatewayId, Introduction};
 
 pub use inbound::Released;
 pub use subscriptions::{SubscribeError, Subscribed};
@@ -190,9 +190,10 @@ impl Link {
         self.session.peer.get()
     }
 
-    /// Says which gateway is at the other end, or that none is. What has been there is not sent there from now on.
-    pub fn set_peer_gateway(&self, gateway: Option<GatewayId>) {
-        self.session.peer.set(gateway);
+    /// Says which gateway is at the other end, or that none is. What has been there is not sent there from now on; nor is
+    /// it sent by two sessions that lead there and both keep the names of messages.
+    pub fn set_peer_gateway(&self, peer: Option<Introduction>) {
+        self.session.peer.set(peer);
     }
 
     /// Why this connection must close, once it must.

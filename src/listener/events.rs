@@ -19,7 +19,7 @@ use crate::proto::mqtt::{
 };
 use crate::store::{Receipt, ReceiptState};
 use crate::topic::SharedFilter;
-use crate::via::{self, GatewayId};
+use crate::via::{self, GatewayId, Introduction};
 
 /// How many messages are taken from the session under one lock.
 const TAKEN_AT_ONCE: usize = 128;
@@ -59,7 +59,7 @@ impl Connection {
                 }
                 (Event::Publish(publish), Some(link)) if is_bridge && publish.topic == via::ID_TOPIC => {
                     let id = str::from_utf8(publish.payload).ok();
-                    link.set_peer_gateway(id.and_then(GatewayId::parse));
+                    link.set_peer_gateway(id.and_then(Introduction::parse));
                     let (qos, packet_id) = (publish.qos, publish.packet_id);
                     answer_publish(&mut self.server, qos, packet_id, TAKEN, output)
                 }

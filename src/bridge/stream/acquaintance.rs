@@ -14,7 +14,7 @@ use super::{End, Stream, now};
 use crate::bridge::words;
 use crate::message::QoS;
 use crate::proto::mqtt::{PacketId, PublishHead, RetainHandling, Subscription, SubscriptionOptions};
-use crate::via::{self, GatewayId};
+use crate::via::{self, GatewayId, Introduction};
 
 /// What a 3.1.1 upstream was asked.
 pub(super) struct Question {
@@ -41,7 +41,8 @@ impl Stream<'_> {
         if upstream == Some(self.gateway) {
             return Err(End::Lost(words::ITSELF.into()));
         }
-        self.link.set_peer_gateway(upstream);
+        let keeps_names = self.rules.outgoing.keep_names();
+        self.link.set_peer_gateway(upstream.map(|gateway| Introduction { gateway, keeps_names }));
         if upstream.is_some() && !self.client.version().is_5() {
             self.introduce(now());
         }
@@ -50,7 +51,8 @@ impl Stream<'_> {
 
     /// Says to an upstream with 3.1.1 which gateway we are.
     fn introduce(&mut self, now: Instant) {
-        let head = PublishHead::bare(via::ID_TOPIC, self.gateway.as_str().as_bytes());
+        let introduction = self.rules.introduction(self.gateway).to_text();
+        let head = PublishHead::bare(via::ID_TOPIC, introduction.as_bytes());
         let said = self.client.publish(&head, usize::MAX, now, self.encoded.bytes.get_mut());
         let upstream = &self.shared.name;
         if let Err(error) = said {

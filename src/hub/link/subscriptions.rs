@@ -120,8 +120,10 @@ impl Link {
         // However many there are, a subscriber gets them all: they are in memory once already.
         let limits = QueueLimits { max_messages: u64::MAX, max_bytes: u64::MAX, ..self.session.limits() };
         for message in self.hub.retained_for(filter) {
-            let returns = self.session.peer.get().is_some_and(|peer| via::came_by(peer, &message));
-            if returns || !rights.may_read(message.topic.as_str()) {
+            let peer = self.session.peer.get();
+            let has_it = |topic| self.hub.targets(topic).goes_up_to(&self.session, options.qos);
+            let is_there = |peer| via::came_by(peer, &message) || has_it(message.topic.as_str());
+            if peer.is_some_and(is_there) || !rights.may_read(message.topic.as_str()) {
                 continue;
             }
             let identifiers = options.identifier.map(|identifier| Arc::from([identifier.get()]));

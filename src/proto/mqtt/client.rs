@@ -16,7 +16,7 @@ use super::property::{Property, PropertyList};
 use super::server::Will;
 use super::{Body, EncodeError, MAX_PACKET_BYTES, PacketId, ProtocolError, PublishHead, ReasonCode, Version, decode};
 use crate::message::QoS;
-use crate::via::{self, GatewayId};
+use crate::via::{self, GatewayId, Introduction};
 
 /// How to connect.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub struct Options {
     /// How long the server may take to answer a CONNECT, SUBSCRIBE or PINGREQ.
     pub answer_timeout: Duration,
     /// Which gateway we are, for a server that is one too (5.0).
-    pub gateway: Option<GatewayId>,
+    pub gateway: Option<Introduction>,
 }
 
 impl Options {
@@ -248,12 +248,13 @@ impl<R> Client<R> {
             topic,
             payload,
         });
+        let introduction = options.gateway.map(Introduction::to_text);
         let properties = [
             (options.session_expiry > 0).then_some(Property::SessionExpiryInterval(options.session_expiry)),
             options.receive_maximum.try_into().ok().map(Property::ReceiveMaximum),
             options.max_packet_size.try_into().ok().map(Property::MaximumPacketSize),
             (options.topic_alias_maximum > 0).then_some(Property::TopicAliasMaximum(options.topic_alias_maximum)),
-            options.gateway.as_ref().map(|id| Property::UserProperty(via::ID, id.as_str())),
+            introduction.as_deref().map(|text| Property::UserProperty(via::ID, text)),
         ];
         let properties: Vec<_> = properties.into_iter().flatten().collect();
         let connect = Connect {

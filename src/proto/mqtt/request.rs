@@ -9,7 +9,7 @@ use super::{LastWill, Version};
 use crate::clock::UnixMillis;
 use crate::message::{Message, Properties, QoS};
 use crate::topic::TopicName;
-use crate::via::GatewayId;
+use crate::via::Introduction;
 
 /// How long a session is kept after its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub struct ConnectRequest {
     pub user_name: Option<Box<str>>,
     pub password: Option<Box<[u8]>>,
     /// The gateway whose bridge it is, where it says so.
-    pub gateway: Option<GatewayId>,
+    pub gateway: Option<Introduction>,
 }
 
 /// Without the password.

@@ -15,7 +15,7 @@ use super::{
     connect_version, decode,
 };
 use crate::message::QoS;
-use crate::via::{self, GatewayId};
+use crate::via::{self, GatewayId, Introduction};
 
 pub use super::request::{ConnectRequest, Expiry, Will};
 
@@ -264,7 +264,7 @@ impl<R> Server<R> {
                 Property::TopicAliasMaximum(maximum) => topic_alias_maximum = maximum,
                 Property::AuthenticationMethod(_) => has_method = true,
                 Property::AuthenticationData(_) => has_data = true,
-                Property::UserProperty(via::ID, id) => gateway = GatewayId::parse(id),
+                Property::UserProperty(via::ID, id) => gateway = Introduction::parse(id),
                 _ => {}
             }
         }
