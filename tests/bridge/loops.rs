@@ -1,8 +1,9 @@
 //! Gateways bridged to each other with rules that overlap: nothing may go in circles.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fieldgate::bridge::rules::RuleSettings;
 use fieldgate::bridge::url::{Scheme, Url};
@@ -11,8 +12,12 @@ use fieldgate::hub::{Attach, Face, Hub, Link, Outbound, Publish, SessionSummary,
 use fieldgate::listener::{self, Listener};
 use fieldgate::message::{Properties, QoS};
 use fieldgate::observe::{Metrics, Observe};
-use fieldgate::proto::mqtt::{ReasonCode, Version};
+use fieldgate::proto::mqtt::client::{Client, Options};
+use fieldgate::proto::mqtt::{MAX_PACKET_BYTES, PublishHead, ReasonCode, Version, encode_publish};
 use fieldgate::topic::SharedFilter;
+use fieldgate::via::{self, GatewayId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -348,6 +353,41 @@ async fn a_command_with_the_user_properties_of_the_reading_that_it_answers_comes
     };
     assert_eq!((command.message.topic.as_str(), &*command.message.payload), ("devices/m/v/set", &b"on"[..]));
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_comes_back_by_a_client_that_knows_nothing_of_it_is_acknowledged_and_not_taken() {
+    let mut site = Site::start("near").await;
+    let mut client = Client::<()>::new(Options::new("plain bridge"), Instant::now());
+    let mut properties = Properties::default();
+    via::note(GatewayId::of_boot("near"), None, "devices/m/v", &mut properties);
+    let mut bytes = Vec::new();
+    client.connect(Instant::now(), &mut bytes).unwrap();
+    for (topic, payload, id) in [("devices/m/v", "back", 1), ("devices/m/v/copy", "its answer", 2)] {
+        let head = PublishHead {
+            qos: QoS::AtLeastOnce,
+            packet_id: NonZeroU16::new(id),
+            properties: Some(&properties),
+            ..PublishHead::bare(topic, payload.as_bytes())
+        };
+        let _ = encode_publish(Version::V5, &head, MAX_PACKET_BYTES, usize::MAX, &mut bytes).unwrap();
+    }
+    let mut stream = TcpStream::connect(site.address).await.unwrap();
+    stream.write_all(&bytes).await.unwrap();
+    assert_eq!(site.sees(1).await, ["its answer"]);
+    assert_eq!(site.looped(), 1);
+    let mut answer = bytes::BytesMut::new();
+    let (_, connack) = loop {
+        stream.read_buf(&mut answer).await.unwrap();
+        if let Some(decoded) = client.decode(&answer).unwrap() {
+            break decoded;
+        }
+    };
+    while answer.len() < connack + 8 {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap() > 0);
+    }
+    // Two PUBACKs without a reason, which is success.
+    assert_eq!(answer[connack..], [0x40, 2, 0, 1, 0x40, 2, 0, 2]);
 }
 
 #[tokio::test]
