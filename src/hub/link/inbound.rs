@@ -70,6 +70,10 @@ impl Link {
     }
 
     /// A QoS 2 message could not be kept, and its sender is told: what comes under this identifier next is new.
+    ///
+    /// Sessions that end with their connection may have had it, and get it again when it is repeated. To keep it from them
+    /// until it is on disk would cost every live receiver the time of a commit, which waits up to `store.max_commit_delay`
+    /// for a slow uplink; to remember who had it would have to outlive the message that nobody repeats.
     pub fn forget_failed_inbound(&mut self, packet_id: PacketId) {
         let state = self.session.state.lock();
         // Another connection of the session may have had it kept meanwhile.
