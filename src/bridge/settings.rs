@@ -239,7 +239,8 @@ impl Settings {
     pub fn precedence(&self, index: usize) -> Precedence {
         let rule = &self.outgoing[index];
         let order = if self.live_share_of(rule) == 0 { Order::Strict } else { Order::LiveBeside };
-        Precedence { rank: u16::try_from(index).unwrap_or(u16::MAX), priority: rule.priority, order }
+        let rank = u16::try_from(index).unwrap_or(u16::MAX);
+        Precedence { rank, priority: rule.priority, order, expiry: rule.message_expiry }
     }
 
     pub fn uses_tls(&self) -> bool {

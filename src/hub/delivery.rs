@@ -60,7 +60,7 @@ pub(super) struct Target {
 impl Target {
     fn incoming(&self, message: &Arc<Message>, spread: u8) -> Incoming {
         Incoming {
-            message: message.clone(),
+            message: self.precedence.limit(message),
             qos: message.qos.min(self.qos),
             retain: message.retain && self.retain_as_published,
             identifiers: self.identifiers.clone(),

@@ -194,6 +194,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_subscription_wants_for_a_while_only_frees_memory_and_disk_while_nobody_is_connected() {
+        let directory = tempfile::tempdir().unwrap();
+        let hub = hub(directory.path(), 10, None);
+        let mut link = client(&hub, "away", "b/#");
+        let mut options = SubscribeOptions::new(QoS::AtLeastOnce);
+        options.precedence.expiry = Some(Duration::from_secs(3600));
+        link.subscribe(&SharedFilter::split("a/#").unwrap(), options).unwrap();
+        link.detach(false, None);
+        // Another receiver has them for as long as their publisher said.
+        client(&hub, "patient", "a/#").detach(false, None);
+        publish(&hub, 0..90);
+        let after = |wait| hub.now().plus(Duration::from_secs(wait));
+        // Those that expire by themselves sooner do so.
+        for (wait, kept) in [(6, 60), (3606, 0)] {
+            let later = after(wait);
+            until("the sweep", || {
+                sweep(&hub, later);
+                (queued(&hub, "away"), queued(&hub, "patient"), stored(&hub)) == (kept, 60, kept + 60)
+            });
+        }
+        hub.store().unwrap().clone().close();
+    }
+
+    #[test]
     fn a_queue_gives_up_what_is_older_than_its_limit() {
         let directory = tempfile::tempdir().unwrap();
         let hub = hub(directory.path(), 10, Some(Duration::from_secs(60)));

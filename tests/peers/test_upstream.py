@@ -381,3 +381,29 @@ def test_a_record_of_mosquitto_sub_proves_that_nothing_is_missing(cloud, tmp_pat
     lines = record.splitlines(keepends=True)
     cut = prove("".join(lines[:1] + lines[2:]))
     assert cut.returncode == 1 and "missing: number " in cut.stdout, cut
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_mosquitto_closes_the_connection_on_is_given_up_and_all_else_arrives_in_order(cloud, tmp_path, qos):
+    # It can tell 5 what it takes, not 3.1.1.
+    cloud.config.write_text(cloud.config.read_text() + "max_packet_size 1000\n")
+    cloud.start()
+    cloud.keep("plant-7/#")
+    more = "backoff: { base: 50ms, cap: 200ms, stable: 10s }"
+    gateway = Gateway(tmp_path / "gateway", to_mosquitto(cloud, version="3.1.1", more=more))
+    with running(gateway):
+        gateway.says("upstream connected")
+        numbers = [str(number) for number in range(60)]
+        gateway.publish("devices/m/v", numbers[:20], qos)
+        gateway.publish("devices/camera/picture", ["x" * 2000], qos)
+        gateway.publish("devices/m/v", numbers[20:40], qos)
+        gateway.publish("devices/camera/picture", ["y" * 2000], qos)
+        gateway.publish("devices/m/v", numbers[40:], qos)
+        with watching(cloud.subscriber("-c", "-i", "keeper", "-q", "1", "-t", "plant-7/#")) as arrived:
+            until(gateway.log.read_text, lambda: numbers[-1] in arrived)
+        # What was not acknowledged when the connection was closed comes again at QoS 1.
+        assert list(dict.fromkeys(arrived)) == numbers
+        assert qos == 1 or len(arrived) == len(numbers)
+        gateway.says("the upstream closed the connection each time it got the message on `devices/camera/picture`")
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{gateway.web}/metrics").read().decode()
+        assert 'fieldgate_upstream_messages_dropped_total{upstream="cloud",reason="refused"} 2' in metrics

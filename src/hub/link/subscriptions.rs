@@ -128,6 +128,7 @@ impl Link {
             }
             let identifiers = options.identifier.map(|identifier| Arc::from([identifier.get()]));
             let qos = message.qos.min(options.qos);
+            let message = options.precedence.limit(&message);
             let incoming = Incoming { qos, retain: true, identifiers, message, shared: None, spread: 0 };
             let lane = state.queue.lane_for(options.precedence, false, &limits);
             state.queue.push(lane, incoming, None, true, &self.session.signal, &limits, ops);

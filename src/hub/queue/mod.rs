@@ -173,6 +173,20 @@ pub struct Precedence {
     pub rank: u16,
     pub priority: Priority,
     pub order: Order,
+    /// The longest that its messages are worth delivering, where they say no less themselves.
+    pub expiry: Option<Duration>,
+}
+
+impl Precedence {
+    /// The message as it is queued: one that says itself when it expires.
+    pub fn limit(self, message: &Arc<Message>) -> Arc<Message> {
+        match self.expiry {
+            Some(most) if message.expiry_interval.is_none_or(|own| own > most) => {
+                Arc::new(Message { expiry_interval: Some(most), ..Message::clone(message) })
+            }
+            _ => message.clone(),
+        }
+    }
 }
 
 /// What comes first of a stream that was cut.

@@ -533,7 +533,7 @@ fn an_identifier_in_use_is_not_given_out_again() {
     assert_eq!(bench.take(), "b#1");
 }
 
-const HIGH: Precedence = Precedence { rank: 0, priority: Priority::High, order: Order::Strict };
+const HIGH: Precedence = Precedence { rank: 0, priority: Priority::High, order: Order::Strict, expiry: None };
 const NORMAL: Precedence = Precedence { priority: Priority::Normal, ..HIGH };
 const LOW: Precedence = Precedence { priority: Priority::Low, ..HIGH };
 const LIVE: Precedence = Precedence { order: Order::LiveBeside, ..NORMAL };
