@@ -166,6 +166,31 @@ def test_what_waits_is_discarded_after_a_question(plant, open_page):
     expect(uplink.locator(".badge")).to_have_text("Connected")
 
 
+def test_a_full_queue_says_what_it_gives_up_and_paths_stay_as_they_are(tmp_path, open_page):
+    gateway = Gateway(tmp_path / "full", """
+listeners: [ { name: local, address: '127.0.0.1:0' } ]
+web: { address: '127.0.0.1:0' }
+upstreams:
+  - name: archive
+    url: mqtt://127.0.0.1:9
+    connection: manual
+    queue: { max_messages: 5 }
+    out: [ { filter: "numbers", qos: 1 } ]
+serial: [ { name: scale, path: /dev/no-such-port, parse: { regex: "(?<weight>[0-9.]+)" } } ]
+""")
+    for number in range(8):
+        gateway.publish("numbers", str(number))
+    page = open_page(f"http://127.0.0.1:{gateway.port('serving the web UI')}/")
+    archive = page.locator('[data-upstream="archive"]')
+    expect(archive.locator(".reason")).to_contain_text("The queue is full: the oldest messages are given up for new ones")
+    expect(archive.locator(".outlook")).to_have_text("Full.")
+    expect(archive.locator(".facts")).to_contain_text("dropped3 queue full")
+    faults = page.get_by_label("Health")
+    expect(faults).to_contain_text("/dev/no-such-port: cannot open", use_inner_text=True)
+    expect(faults).to_contain_text("Adapter with 1 device, down")
+    gateway.stop()
+
+
 def test_the_broker_view_lists_the_sessions(plant, open_page):
     page = open_page(plant.url + VIEWS["broker"])
     expect(page.locator("tbody tr", has_text="modbus/bus1")).to_contain_text("devices/pump/+/set")
