@@ -90,12 +90,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let limit = PageLimit { messages: 1000, bytes: 1 << 20 };
         store.load(SESSION, from, limit, Box::new(move |page| drop(sender.send(page))));
         let page = receiver.recv()?;
-        let stored = page.messages.iter().filter(|message| matches!(message.state, StoredState::Queued(_)));
-        read += stored.count();
-        let last = page.messages.last().map(|message| message.sequence);
-        let mut removals = page.messages.iter().map(|message| Op::remove(SESSION, message.sequence));
-        store.submit(&mut removals.by_ref().collect(), Due::Later);
-        from = last.map_or(from, |last| last + 1);
+        let messages = page.messages.unpack();
+        read += messages.iter().filter(|message| matches!(message.state, StoredState::Queued(_))).count();
+        store.submit(&mut messages.iter().map(|message| Op::remove(SESSION, message.sequence)).collect(), Due::Later);
+        from = page.messages.last().map_or(from, |last| last + 1);
         if page.complete {
             break;
         }

@@ -356,9 +356,14 @@ impl<'a> Stream<'a> {
     /// Takes what is complete off the input.
     fn handle_input(&mut self) -> Result<(), End> {
         let now = now();
+        // Bytes of the input, which are taken off together.
+        let mut handled = 0;
         loop {
-            let (reply, used) = match self.client.decode(&self.input) {
-                Ok(None) => return Ok(()),
+            let (reply, used) = match self.client.decode(&self.input[handled..]) {
+                Ok(None) => {
+                    self.input.advance(handled);
+                    return Ok(());
+                }
                 Ok(Some((packet, used))) => match self.client.handle(packet, now) {
                     Ok(event) => {
                         let mut inbound = Inbound {
@@ -381,7 +386,7 @@ impl<'a> Stream<'a> {
                 },
                 Err(error) => return Err(self.broken(error, now)),
             };
-            self.input.advance(used);
+            handled += used;
             self.has_heard = true;
             let out = self.encoded.bytes.get_mut();
             match reply {

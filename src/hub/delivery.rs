@@ -180,12 +180,12 @@ impl Hub {
     /// Hands on a page of what an ended session has on disk, and returns what is left of it.
     fn hand_on_page(&self, session: SessionId, mut tails: Vec<u64>, page: Page) -> Estate {
         if let Some(last) = page.messages.last().filter(|_| !page.complete) {
-            tails.push(last.sequence + 1);
+            tails.push(last + 1);
         }
         // As above.
         let _transaction = self.store().map(Store::transaction);
         let mut removals = Vec::new();
-        let orphans = page.messages.into_iter().filter_map(|stored| {
+        let orphans = page.messages.unpack().into_iter().filter_map(|stored| {
             removals.push(Op::Remove { session, first: stored.sequence, last: stored.sequence });
             match stored.state {
                 StoredState::Queued(message) => Some((stored.shared?, message)),

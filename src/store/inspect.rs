@@ -375,7 +375,7 @@ impl Export<'_> {
                 continue;
             }
             match queued(&frame, lane, &known.topics) {
-                Ok((message, _)) => {
+                Ok(message) => {
                     writeln!(out, "{}", to_json(client, &message)).map_err(InspectError::Output)?;
                     exported.messages += 1;
                 }

@@ -16,7 +16,7 @@
 //! | `writer` | the thread: group commit, failures, upkeep |
 //! | `database` `state` `topics` | a batch to SQL, and what is known without asking |
 //! | `queue` `run` `row` | the messages of the queues: packed into runs, taken out, swept, checked |
-//! | `read` | SQL to sessions, messages, pages |
+//! | `read` `packed` | SQL to sessions and messages; pages of a queue, packed as they lie |
 //! | `open` `wal` `schema` `migrate` `sums` | lock, check, quarantine, tables, migrations, checks of rows |
 //! | `reserve` | room for removals on a disk that is full |
 //! | `waiting` | a disk that cannot be used at the start |
@@ -31,6 +31,7 @@ mod migrate;
 mod op;
 mod open;
 mod pace;
+mod packed;
 mod pages;
 mod queue;
 mod ranges;
@@ -74,6 +75,7 @@ pub use op::{
     Cleared, Due, Op, Page, PageLimit, QueueSummary, SessionId, SessionRecord, StoredMessage, StoredSession,
     StoredState, StoredSubscription, Sweep, Swept, WillRecord, first_sequence, lane, number,
 };
+pub use packed::{Packed, PackedRun};
 pub use receipt::{Line, Receipt, ReceiptState};
 
 /// Where and how hard the store keeps things.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
-use crate::store::Receipt;
+use crate::store::{Packed, Receipt};
 use crate::topic::{SharedFilter, TopicName};
 
 /// Names one session for ever; the hub chooses the number: one more than any it has seen, stored ones included.
@@ -210,9 +210,9 @@ pub struct QueueSummary {
 }
 
 /// A part of a lane, in the order of its sequences.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Page {
-    pub messages: Vec<StoredMessage>,
+    pub messages: Packed,
     /// Nothing follows the last message.
     pub complete: bool,
     /// Damaged messages were found here, which may have been sent: see [`StoredSession::in_doubt`].

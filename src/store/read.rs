@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rusqlite::{Connection, Row};
 use tracing::error;
 
 use super::batch::{Batch, Effect};
 use super::op::{first_sequence, number};
+use super::packed::Packing;
 use super::queue::{self, FRAMES, HEAD, Head};
 use super::row::{Content, Grant, Malformed, parse_topic};
 use super::run::{Frame, Frames};
@@ -21,6 +23,7 @@ use super::{
 };
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
+use crate::topic::TopicName;
 
 /// All sessions, in the order of their ids. What cannot be understood is left out and logged.
 pub(super) fn sessions(connection: &Connection, state: &State) -> rusqlite::Result<Vec<StoredSession>> {
@@ -77,16 +80,18 @@ pub(super) fn page(
     limit: PageLimit,
     pending: &Batch,
 ) -> rusqlite::Result<(Page, Vec<i64>)> {
-    let mut reader = PageReader { session, limit, pending, page: Page::default(), bytes: 0, damaged: Vec::new() };
     let Some(queue) = state.queue(session, from) else {
-        return Ok((Page { complete: true, ..reader.page }, Vec::new()));
+        return Ok((Page { complete: true, ..Page::default() }, Vec::new()));
     };
+    let (lane, page) = (queue.lane, Page::default());
+    let mut reader = PageReader { session, lane, limit, pending, page, bytes: 0, damaged: Vec::new() };
     reader.read(connection, queue, &state.topics, from)?;
     Ok((reader.page, reader.damaged))
 }
 
 struct PageReader<'a> {
     session: SessionId,
+    lane: u8,
     limit: PageLimit,
     pending: &'a Batch,
     page: Page,
@@ -103,25 +108,28 @@ impl PageReader<'_> {
             .prepare_cached(&format!("SELECT {HEAD}, frames FROM queue WHERE key BETWEEN ?1 AND ?2 ORDER BY key"))?;
         let mut rows = statement.query([queue_key(queue.slot, from), slot_keys(queue.slot).1])?;
         let from = number(from);
-        let sequence = |number| first_sequence(queue.lane) | number;
-        let mut released = queue.released.range(from..).map(|&number| sequence(number)).peekable();
+        let mut released = queue.released.range(from..).copied().peekable();
         while let Some(row) = rows.next()? {
             let head = Head::read(row)?;
             let frames = row.get_ref(FRAMES)?.as_blob()?;
+            let mut run = Packing::new(queue.lane, head.place(), frames.len());
             let (mut found, mut whole) = (0, true);
             for frame in Frames::new(head.place(), frames) {
                 found += 1;
                 if frame.number < from || queue.gone.contains(frame.number) {
                     continue;
                 }
-                let Ok((message, size)) = queued(&frame, queue.lane, topics) else {
+                let Ok(size) = run.check(&frame, topics) else {
                     whole = false;
                     continue;
                 };
-                let before = std::iter::from_fn(|| released.next_if(|&sequence| sequence < message.sequence));
-                let is_full = before.map(released_message).any(|message| self.push(message, 0).is_err())
-                    || self.push(message, size).is_err();
+                let mut before = std::iter::from_fn(|| released.next_if(|&number| number < frame.number));
+                let is_full = before.any(|number| {
+                    run.cut(&mut self.page.messages);
+                    self.push_released(number).is_err()
+                }) || self.push(&mut run, &frame, size).is_err();
                 if is_full {
+                    run.finish(&mut self.page.messages);
                     // The next page begins behind what is damaged, and would pass over it.
                     if !whole {
                         self.damaged.push(head.key);
@@ -129,12 +137,13 @@ impl PageReader<'_> {
                     return Ok(());
                 }
             }
+            run.finish(&mut self.page.messages);
             if !whole || found != head.messages {
                 self.damaged.push(head.key);
             }
         }
-        for sequence in released {
-            if self.push(released_message(sequence), 0).is_err() {
+        for number in released {
+            if self.push_released(number).is_err() {
                 return Ok(());
             }
         }
@@ -142,30 +151,65 @@ impl PageReader<'_> {
         Ok(())
     }
 
-    fn push(&mut self, mut message: StoredMessage, size: usize) -> Result<(), Full> {
-        match self.pending.effect_on(self.session, message.sequence) {
-            Some(Effect::Gone) => return Ok(()),
-            Some(Effect::Released) => message.state = StoredState::Released,
-            None => {}
+    /// Adds a message of `size` bytes.
+    fn push(&mut self, run: &mut Packing, frame: &Frame<'_>, size: usize) -> Result<(), Full> {
+        match self.effect_on(frame.number) {
+            Some(Effect::Gone) => Ok(()),
+            Some(Effect::Released) => {
+                run.cut(&mut self.page.messages);
+                self.push_released(frame.number)
+            }
+            None => {
+                self.make_room(run.len(), size)?;
+                run.push(frame);
+                Ok(())
+            }
         }
-        let messages = &mut self.page.messages;
-        self.bytes += size;
-        if messages.len() >= self.limit.messages || (self.bytes > self.limit.bytes && !messages.is_empty()) {
-            return Err(Full);
+    }
+
+    fn push_released(&mut self, number: u64) -> Result<(), Full> {
+        if !matches!(self.effect_on(number), Some(Effect::Gone)) {
+            self.make_room(0, 0)?;
+            self.page.messages.push_released(first_sequence(self.lane) | number);
         }
-        messages.push(message);
         Ok(())
+    }
+
+    /// What is not written yet but will have become of a message.
+    fn effect_on(&self, number: u64) -> Option<Effect> {
+        // As nearly always.
+        if self.pending.is_empty() {
+            return None;
+        }
+        self.pending.effect_on(self.session, first_sequence(self.lane) | number)
+    }
+
+    /// Room for one more message, beside those of a run that are not in the page yet.
+    fn make_room(&mut self, in_run: usize, size: usize) -> Result<(), Full> {
+        let messages = self.page.messages.len() + in_run;
+        self.bytes += size;
+        let is_full = messages >= self.limit.messages || (self.bytes > self.limit.bytes && messages > 0);
+        if is_full { Err(Full) } else { Ok(()) }
     }
 }
 
-/// The message of a frame in `lane`, and its size as `Message::size` gives it.
-pub(super) fn queued(frame: &Frame<'_>, lane: u8, topics: &Topics) -> Result<(StoredMessage, usize), Malformed> {
-    let message = frame.content.message(frame.checked_topic(topics)?)?;
+/// The message of a frame in `lane`.
+pub(super) fn queued(frame: &Frame<'_>, lane: u8, topics: &Topics) -> Result<StoredMessage, Malformed> {
+    let topic = frame.checked_topic(topics)?;
+    stored_message(frame, lane, topic, Bytes::copy_from_slice(frame.content.payload))
+}
+
+/// The message of a frame in `lane` that was checked, with its topic and payload.
+pub(super) fn stored_message(
+    frame: &Frame<'_>,
+    lane: u8,
+    topic: TopicName,
+    payload: Bytes,
+) -> Result<StoredMessage, Malformed> {
     let Grant { qos, retain, identifiers, shared } = frame.content.grant()?;
-    let size = message.size();
-    let state = StoredState::Queued(Arc::new(message));
+    let state = StoredState::Queued(Arc::new(frame.content.message_with(topic, payload)?));
     let sequence = first_sequence(lane) | frame.number;
-    Ok((StoredMessage { sequence, qos, retain, identifiers, shared, state }, size))
+    Ok(StoredMessage { sequence, qos, retain, identifiers, shared, state })
 }
 
 /// A QoS 2 message that its receiver has taken: all that is known of it is its number.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crc::{CRC_32_ISCSI, Crc, Table};
+use crc32c::crc32c_append;
 use thiserror::Error;
 
 use crate::clock::UnixMillis;
-use crate::message::{Message, QoS};
+use crate::message::{Message, Properties, QoS};
 use crate::proto::mqtt::{decode_properties, encode_properties};
 use crate::topic::{SharedFilter, TopicName};
 
@@ -33,9 +33,6 @@ const HAS_EXPIRY: u8 = 1;
 const HAS_IDENTIFIERS: u8 = 1 << 1;
 const HAS_PROPERTIES: u8 = 1 << 2;
 const HAS_SHARED: u8 = 1 << 3;
-
-/// CRC-32C, which every message is stored with.
-pub(super) static CHECK: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// The most subscription identifiers that are kept with one message; one for each subscription that matched.
 const MAX_IDENTIFIERS: usize = u16::MAX as usize;
@@ -66,9 +63,27 @@ pub(super) struct Content<'a> {
 impl Content<'_> {
     /// What it is for its receiver.
     pub fn grant(&self) -> Result<Grant, Malformed> {
-        let qos = QoS::from_level(self.flags & GRANTED).ok_or(Malformed("QoS"))?;
+        let qos = self.granted_qos()?;
         let Extra { identifiers, shared, .. } = decode_extra(self.extra)?;
         Ok(Grant { qos, retain: self.flags & RETAIN != 0, identifiers, shared })
+    }
+
+    /// Whether a message can be made of it.
+    pub fn check_form(&self) -> Result<(), Malformed> {
+        self.granted_qos()?;
+        self.published_qos()?;
+        if self.extra.is_some() {
+            decode_extra(self.extra)?.properties()?;
+        }
+        Ok(())
+    }
+
+    fn granted_qos(&self) -> Result<QoS, Malformed> {
+        QoS::from_level(self.flags & GRANTED).ok_or(Malformed("QoS"))
+    }
+
+    fn published_qos(&self) -> Result<QoS, Malformed> {
+        QoS::from_level(self.flags >> PUBLISHED_SHIFT & GRANTED).ok_or(Malformed("published QoS"))
     }
 
     /// The check of a message whose row stands alone.
@@ -82,15 +97,18 @@ impl Content<'_> {
     }
 
     pub fn message(&self, topic: TopicName) -> Result<Message, Malformed> {
+        self.message_with(topic, Bytes::copy_from_slice(self.payload))
+    }
+
+    /// The same, where `payload` is at hand already.
+    pub fn message_with(&self, topic: TopicName, payload: Bytes) -> Result<Message, Malformed> {
         let extra = decode_extra(self.extra)?;
-        let properties =
-            extra.properties.map(decode_properties).transpose().map_err(|_| Malformed("list of properties"))?;
         Ok(Message {
             topic,
-            payload: Bytes::copy_from_slice(self.payload),
-            qos: QoS::from_level(self.flags >> PUBLISHED_SHIFT & GRANTED).ok_or(Malformed("published QoS"))?,
+            payload,
+            qos: self.published_qos()?,
             retain: self.flags & PUBLISHED_RETAIN != 0,
-            properties: properties.map(Box::new),
+            properties: extra.properties()?.map(Box::new),
             expiry_interval: extra.expiry_interval,
             accepted_at: UnixMillis(self.accepted_at),
         })
@@ -143,12 +161,12 @@ pub(super) fn encode_extra(
 
 /// The check of a row; a length goes before each field, so that no byte can move between two.
 pub(super) fn row_check(fields: &[&[u8]]) -> i64 {
-    let mut digest = CHECK.digest();
+    let mut sum = 0;
     for field in fields {
-        digest.update(&(field.len() as u64).to_le_bytes());
-        digest.update(field);
+        sum = crc32c_append(sum, &(field.len() as u64).to_le_bytes());
+        sum = crc32c_append(sum, field);
     }
-    i64::from(digest.finalize())
+    i64::from(sum)
 }
 
 pub(super) fn parse_topic(text: &[u8]) -> Result<TopicName, Malformed> {
@@ -158,6 +176,9 @@ pub(super) fn parse_topic(text: &[u8]) -> Result<TopicName, Malformed> {
 
 /// What [`crate::message::Properties::size`] gave before the message was stored.
 pub(super) fn properties_size(extra: Option<&[u8]>) -> usize {
+    if extra.is_none() {
+        return 0;
+    }
     let properties = decode_extra(extra).ok().and_then(|extra| decode_properties(extra.properties?).ok());
     properties.map_or(0, |properties| properties.size())
 }
@@ -168,6 +189,12 @@ struct Extra<'a> {
     identifiers: Option<Arc<[u32]>>,
     shared: Option<Arc<SharedFilter>>,
     properties: Option<&'a [u8]>,
+}
+
+impl Extra<'_> {
+    fn properties(&self) -> Result<Option<Properties>, Malformed> {
+        self.properties.map(decode_properties).transpose().map_err(|_| Malformed("list of properties"))
+    }
 }
 
 fn decode_extra(extra: Option<&[u8]>) -> Result<Extra<'_>, Malformed> {
@@ -200,7 +227,6 @@ fn decode_extra(extra: Option<&[u8]>) -> Result<Extra<'_>, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Properties;
 
     fn message() -> Message {
         Message::new(TopicName::new("a/b").unwrap(), "payload", QoS::ExactlyOnce, UnixMillis(1_793_491_200_000))

@@ -15,6 +15,8 @@
 //! The check covers what a frame refers to, not only what it holds: a message whose topic was damaged in another table,
 //! or that lies where another one should, is noticed too and never delivered wrong.
 
+use crc32c::crc32c_append;
+
 use super::batch::Row;
 use super::op::number;
 use super::row::{self, Content, Malformed};
@@ -126,13 +128,14 @@ pub(super) struct Frame<'a> {
     /// Within its lane.
     pub number: u64,
     pub content: Content<'a>,
-    topic: Topic<'a>,
+    pub topic: Topic<'a>,
     /// The frame as it stands in its run.
     pub encoded: &'a [u8],
 }
 
+/// How the topic of a frame stands in it.
 #[derive(Clone, Copy, Debug)]
-enum Topic<'a> {
+pub(super) enum Topic<'a> {
     Number(i64),
     Text(&'a [u8]),
 }
@@ -159,9 +162,14 @@ impl<'a> Frame<'a> {
             Topic::Number(topic) => topics.name(topic).cloned().ok_or(Malformed("topic number"))?,
             Topic::Text(text) => row::parse_topic(text)?,
         };
+        self.check(&topic).map(|()| topic)
+    }
+
+    /// Whether the frame is what was written, with this topic.
+    pub fn check(&self, topic: &TopicName) -> Result<(), Malformed> {
         let (stored, rest) = self.encoded.split_at(CHECK_BYTES);
         let found = check(self.place.slot, self.number, self.content.accepted_at, topic.as_str(), rest);
-        if found.to_le_bytes() == stored { Ok(topic) } else { Err(Malformed("checksum")) }
+        if found.to_le_bytes() == stored { Ok(()) } else { Err(Malformed("checksum")) }
     }
 
     /// `Message::expires_at`, in milliseconds.
@@ -212,11 +220,7 @@ fn check(slot: i64, number: u64, accepted_at: i64, topic: &str, frame: &[u8]) ->
     fixed[..8].copy_from_slice(&slot.to_le_bytes());
     fixed[8..16].copy_from_slice(&number.to_le_bytes());
     fixed[16..].copy_from_slice(&accepted_at.to_le_bytes());
-    let mut digest = row::CHECK.digest();
-    digest.update(&fixed);
-    digest.update(topic.as_bytes());
-    digest.update(frame);
-    digest.finalize()
+    [&fixed, topic.as_bytes(), frame].into_iter().fold(0, crc32c_append)
 }
 
 /// LEB128.

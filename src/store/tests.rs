@@ -100,11 +100,24 @@ fn keep(store: &Store, mut ops: Vec<Op>) {
     assert_eq!(settled(&receipt), ReceiptState::Done);
 }
 
-fn load(store: &Store, session: SessionId, from: u64, messages: usize, bytes: usize) -> Page {
+/// A page with its messages taken apart.
+struct Loaded {
+    messages: Vec<StoredMessage>,
+    complete: bool,
+    in_doubt: bool,
+    failed: bool,
+}
+
+fn load(store: &Store, session: SessionId, from: u64, messages: usize, bytes: usize) -> Loaded {
     let (sender, receiver) = mpsc::channel();
     let then = move |page| sender.send(page).unwrap();
     store.load(session, from, PageLimit { messages, bytes }, Box::new(then));
-    receiver.recv_timeout(PATIENCE).unwrap()
+    let Page { messages, complete, in_doubt, failed } = receiver.recv_timeout(PATIENCE).unwrap();
+    let unpacked = messages.unpack();
+    let ends = (messages.len(), messages.first(), messages.last());
+    let sequence = |message: &StoredMessage| message.sequence;
+    assert_eq!(ends, (unpacked.len(), unpacked.first().map(sequence), unpacked.last().map(sequence)));
+    Loaded { messages: unpacked, complete, in_doubt, failed }
 }
 
 fn sequences(store: &Store, session: SessionId) -> Vec<u64> {

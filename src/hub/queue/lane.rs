@@ -19,7 +19,7 @@ use super::{Age, Delivery, Depth, Incoming, Orphan, Outbound, PacketId, QueueLim
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
-use crate::store::{Op, QueueSummary, Receipt, ReceiptState, SessionId, first_sequence, number};
+use crate::store::{Op, Packed, QueueSummary, Receipt, ReceiptState, SessionId, first_sequence, number};
 use clearing::Clearing;
 use tail::{AT_ONCE, Tail, earliest};
 
@@ -86,6 +86,8 @@ pub(super) struct Lane {
     /// How many of `inflight` wait for their PUBREC to reach the disk.
     releasing: usize,
     tail: Option<Tail>,
+    /// What was read of the tail and is made messages of when its turn comes. It counts as the tail's until then.
+    ahead: Packed,
     loading: Option<u64>,
     /// What was purged: a page that was read before must not bring it back.
     purged: Range<u64>,
@@ -116,6 +118,7 @@ impl Lane {
             releases: VecDeque::new(),
             releasing: 0,
             tail: None,
+            ahead: Packed::default(),
             loading: None,
             purged: 0..0,
             next_sequence: first_sequence(index),
@@ -175,7 +178,8 @@ impl Lane {
 
     /// Messages and bytes that wait in memory: what a slow connection makes grow.
     pub fn pressure(&self) -> (usize, u64) {
-        (self.waiting.len() + self.lossy.len(), self.waiting_bytes + self.lossy_bytes)
+        let messages = self.waiting.len() + self.lossy.len() + self.ahead.len();
+        (messages, self.waiting_bytes + self.lossy_bytes + self.ahead.bytes() as u64)
     }
 
     /// This queue's part of the memory that messages take, in bytes.
@@ -187,9 +191,9 @@ impl Lane {
         self.tail.is_some()
     }
 
-    /// The first sequence of what is on disk only.
+    /// The first sequence of the tail.
     pub fn tail_from(&self) -> Option<u64> {
-        self.tail.map(|tail| tail.from)
+        self.ahead.first().or_else(|| self.tail.map(|tail| tail.from))
     }
 
     /// Whether one more message waits in memory.
@@ -263,7 +267,9 @@ impl Lane {
 
     /// Gives up the oldest message that waits: in memory, or on disk where memory holds none. False where none waits.
     pub fn drop_oldest(&mut self, ops: &mut Vec<Op>) -> bool {
-        if let Some(entry) = self.waiting.pop_front() {
+        if self.has_waiting()
+            && let Some(entry) = self.waiting.pop_front()
+        {
             self.forget_waiting(&entry, ops);
             return true;
         }
@@ -361,6 +367,7 @@ impl Lane {
         while into.len() < end
             && self.resent == self.inflight.len()
             && self.outstanding < usize::from(window)
+            && self.has_waiting()
             && (self.clearing.is_none() || self.clear(into, end, window))
             && let Some(entry) = self.waiting.front()
         {
@@ -471,7 +478,7 @@ impl Lane {
 
     /// Whether there is nothing to send, now or once something has reached the disk.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.lossy.is_empty() && self.resent == self.inflight.len()
+        self.waiting.is_empty() && self.ahead.is_empty() && self.lossy.is_empty() && self.resent == self.inflight.len()
     }
 
     #[inline]
@@ -584,7 +591,7 @@ impl Lane {
             _ => None,
         });
         let waiting = self.waiting.iter_mut().map(|entry| &mut entry.incoming);
-        self.held = 0;
+        self.held = self.ahead.bytes() as u64;
         for incoming in begun.chain(waiting).chain(&mut self.lossy) {
             incoming.spread = 0;
             self.held += incoming.own_weight();

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::clock::UnixMillis;
 use crate::message::{Message, QoS};
 use crate::signal::Signal;
-use crate::store::{self, Cleared, Op, PageLimit, QueueSummary, Receipt, SessionId, StoredMessage, Sweep, Swept};
+use crate::store::{self, Cleared, Op, Packed, PageLimit, QueueSummary, Receipt, SessionId, Sweep, Swept};
 use crate::topic::SharedFilter;
 use lane::{Identifiers, Lane};
 
@@ -590,7 +590,7 @@ impl Queue {
 
     /// Appends the page of a tail that was asked for from sequence `from` on. `complete` says that nothing followed it
     /// on disk when it was read.
-    pub fn page_in(&mut self, from: u64, messages: Vec<StoredMessage>, complete: bool) {
+    pub fn page_in(&mut self, from: u64, messages: Packed, complete: bool) {
         if let Some(lane) = self.lanes.get_mut(usize::from(store::lane(from))) {
             lane.page_in(messages, complete);
         }

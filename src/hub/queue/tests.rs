@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::store::{StoredState, first_sequence};
+use crate::store::{StoredMessage, StoredState, first_sequence};
 use crate::topic::TopicName;
 
 /// A queue with what it needs around it, and a tiny notation: `1a` is QoS 1 with payload `a`.
@@ -21,6 +21,10 @@ impl Bench {
     fn wants_page(&mut self) -> Option<u64> {
         let QueueLimits { memory_messages, memory_bytes, .. } = self.limits;
         self.queue.wants_page(PageLimit { messages: memory_messages / 2, bytes: memory_bytes })
+    }
+
+    fn page_in(&mut self, from: u64, messages: Vec<StoredMessage>, complete: bool) {
+        self.queue.page_in(from, Packed::of(&messages), complete);
     }
 
     fn new(durable: bool) -> Self {
@@ -205,10 +209,10 @@ fn a_full_queue_gives_up_its_oldest_on_disk_too_and_also_while_a_page_is_read() 
     assert_eq!(bench.wants_page(), Some(2));
     let page = stored(&bench.ops, 2..5);
     assert_eq!(bench.push("1g"), Pushed::DroppedOldest, "c, on its way from disk");
-    bench.queue.page_in(0, page, false);
+    bench.page_in(0, page, false);
     assert_eq!(bench.take(), "d#4 e#5");
     assert_eq!(bench.wants_page(), Some(5));
-    bench.queue.page_in(0, stored(&bench.ops, 5..7), true);
+    bench.page_in(0, stored(&bench.ops, 5..7), true);
     assert_eq!(bench.take(), "f#6 g#7");
     let removed = bench.ops.iter().filter_map(|op| match op {
         Op::Remove { first, last, .. } => Some(*first..=*last),
@@ -241,13 +245,71 @@ fn what_does_not_fit_in_memory_waits_on_disk_and_is_paged_in_order() {
     // Published while the page is being read: it stays behind it.
     bench.push("1e");
     let page = stored(&bench.ops, 2..4);
-    bench.queue.page_in(0, page, true);
+    bench.page_in(0, page, true);
     assert_eq!(bench.take(), "c#3 d#4");
     assert_eq!(bench.wants_page(), Some(4));
-    bench.queue.page_in(0, stored(&bench.ops, 4..5), true);
+    bench.page_in(0, stored(&bench.ops, 4..5), true);
     bench.push("1f");
     assert_eq!(bench.take(), "e#5 f#6");
     assert_eq!(bench.wants_page(), None);
+}
+
+/// A queue with two messages in memory, `a` and `b`, and `c` to `f` on disk, of which `c` and `d` were read ahead.
+fn read_ahead(when_full: WhenFull) -> Bench {
+    let mut bench = Bench::new(true);
+    bench.limits = QueueLimits { memory_messages: 2, max_messages: 6, when_full, ..bench.limits };
+    for spelled in ["1a", "1b", "1c", "1d", "1e", "1f"] {
+        bench.push(spelled);
+    }
+    assert_eq!(bench.queue.wants_page(PageLimit { messages: 2, bytes: 1 << 20 }), Some(2));
+    let held = bench.queue.held();
+    let page = stored(&bench.ops, 2..4);
+    bench.page_in(0, page, false);
+    assert!(bench.queue.held() > held);
+    assert_eq!((bench.queue.pressure().0, bench.queue.len(), bench.queue.tails()), (4, 6, vec![2]));
+    assert_eq!(bench.wants_page(), None, "two pages are enough");
+    bench
+}
+
+#[test]
+fn what_was_read_ahead_is_sent_in_its_place_and_leaves_no_memory_held() {
+    let mut bench = read_ahead(WhenFull::DropNewest);
+    assert_eq!(bench.take(), "a#1 b#2 c#3 d#4");
+    assert_eq!((bench.queue.len(), bench.queue.tails()), (6, vec![4]));
+    assert_eq!(bench.wants_page(), Some(4));
+    bench.page_in(0, stored(&bench.ops, 4..6), true);
+    assert_eq!(bench.take(), "e#5 f#6");
+    (1..=6).for_each(|id| assert!(bench.acknowledge(id)));
+    assert_eq!((bench.queue.len(), bench.queue.bytes(), bench.queue.held()), (0, 0, 0));
+}
+
+#[test]
+fn what_was_read_ahead_is_given_up_before_what_is_on_disk_only() {
+    let mut bench = read_ahead(WhenFull::DropOldest);
+    for spelled in ["1g", "1h", "1i"] {
+        assert_eq!(bench.push(spelled), Pushed::DroppedOldest);
+    }
+    assert_eq!(bench.take(), "d#4");
+    assert_eq!(bench.queue.len(), 6);
+}
+
+#[test]
+fn what_was_read_ahead_is_read_again_where_memory_is_wanted() {
+    let mut bench = read_ahead(WhenFull::DropNewest);
+    bench.queue.page_out(0, &bench.limits.clone());
+    assert_eq!((bench.queue.held(), bench.queue.len(), bench.queue.tails()), (0, 6, vec![0]));
+    assert_eq!(bench.take(), "");
+    assert_eq!(bench.wants_page(), Some(0));
+    bench.page_in(0, stored(&bench.ops, 0..6), true);
+    assert_eq!(bench.take(), "a#1 b#2 c#3 d#4 e#5 f#6");
+}
+
+#[test]
+fn what_was_read_ahead_expires_as_what_waits() {
+    let mut bench = read_ahead(WhenFull::DropNewest);
+    let age = Age { now: UnixMillis(60_000), max: Some(Duration::from_secs(30)) };
+    assert_eq!(bench.queue.sweep(age, &mut bench.ops), 4);
+    assert_eq!((bench.queue.len(), bench.queue.held(), bench.queue.tails()), (2, 0, vec![4]));
 }
 
 #[test]
@@ -262,7 +324,7 @@ fn a_restored_queue_repeats_what_may_have_been_sent_under_the_same_identifiers()
     page[0].state = StoredState::Released;
     page.remove(2);
     assert_eq!(bench.wants_page(), Some(8));
-    bench.queue.page_in(0, page, true);
+    bench.page_in(0, page, true);
     bench.queue.rewind();
     assert_eq!(bench.take(), "!9 x#10+ x#12+ x#13");
     bench.push("1y");
@@ -281,7 +343,7 @@ fn what_may_have_been_sent_before_a_restart_is_backlog_until_it_is_sent_again() 
     page[0].state = StoredState::Released;
     assert_eq!(bench.queue.backlog(), 4);
     assert_eq!(bench.wants_page(), Some(0));
-    bench.queue.page_in(0, page, true);
+    bench.page_in(0, page, true);
     bench.queue.rewind();
     assert_eq!(bench.queue.backlog(), 3, "of what is released its receiver has the message");
     assert_eq!(bench.take_up_to(2), "!1 a#2+");
@@ -302,7 +364,7 @@ fn behind_a_hole_wider_than_the_identifiers_nothing_counts_as_sent_and_all_is_ac
     (page[1].sequence, page[1].state) = (65_540, StoredState::Released);
     page[2].sequence = 65_541;
     assert_eq!(bench.wants_page(), Some(0));
-    bench.queue.page_in(0, page, true);
+    bench.page_in(0, page, true);
     bench.queue.rewind();
     assert_eq!(bench.take(), "a#1+ !6");
     assert!(bench.queue.complete(id(6), &bench.signal, &mut bench.ops));
@@ -423,7 +485,7 @@ fn after_another_crash_what_was_not_cleared_was_never_sent() {
     let queue = Queue::restored(SessionId(7), Layout::One, &[found], Some(&[cleared]), 9);
     let mut bench = Bench { queue, ..Bench::new(true) };
     assert_eq!(bench.wants_page(), Some(0));
-    bench.queue.page_in(0, stored(&source.ops, 0..4), true);
+    bench.page_in(0, stored(&source.ops, 0..4), true);
     bench.queue.rewind();
     assert!(bench.take().starts_with("a#1+ b#2+ !3 !4 !5"));
 }
@@ -489,7 +551,7 @@ fn what_is_released_between_messages_that_wait_leaves_all_of_them_acknowledged()
     let mut page = stored(&source.ops, 0..4);
     page[2].state = StoredState::Released;
     assert_eq!(bench.wants_page(), Some(0));
-    bench.queue.page_in(0, page, true);
+    bench.page_in(0, page, true);
     bench.queue.rewind();
     assert_eq!(bench.take(), "a#1+ !3 b#2 c#4");
     assert!(bench.acknowledge(1) && bench.acknowledge(2) && bench.acknowledge(4));
@@ -507,7 +569,7 @@ fn what_is_paged_in_after_the_restored_part_goes_behind_what_waits() {
         source.push(spelled);
     }
     assert_eq!(bench.wants_page(), Some(0));
-    bench.queue.page_in(0, stored(&source.ops, 0..2), true);
+    bench.page_in(0, stored(&source.ops, 0..2), true);
     bench.queue.rewind();
     (bench.limits.memory_messages, bench.window) = (4, 4);
     for spelled in ["1c", "1d", "1e", "1f", "1g", "1h"] {
@@ -515,7 +577,7 @@ fn what_is_paged_in_after_the_restored_part_goes_behind_what_waits() {
     }
     assert_eq!(bench.take(), "a#1+ b#2+ c#3 d#4");
     assert_eq!(bench.wants_page(), Some(6));
-    bench.queue.page_in(0, stored(&bench.ops, 6..8), true);
+    bench.page_in(0, stored(&bench.ops, 6..8), true);
     (1..=4).for_each(|id| assert!(bench.acknowledge(id)));
     assert_eq!(bench.take(), "e#5 f#6 g#7 h#8");
 }
@@ -670,15 +732,15 @@ fn restored_lanes_go_on_under_their_own_identifiers_and_are_paged_in_one_by_one(
     // What is less urgent has time.
     assert_eq!(bench.wants_page(), Some(first_sequence(2)));
     assert_eq!(bench.wants_page(), None);
-    bench.queue.page_in(first_sequence(2), lanes[2].clone(), true);
+    bench.page_in(first_sequence(2), lanes[2].clone(), true);
     assert_eq!(bench.wants_page(), Some(first_sequence(0)));
     assert_eq!(bench.wants_page(), Some(first_sequence(1)), "the two of one priority together");
     bench.queue.page_failed(first_sequence(1));
-    bench.queue.page_in(first_sequence(0), lanes[0].clone(), true);
+    bench.page_in(first_sequence(0), lanes[0].clone(), true);
     assert_eq!(bench.wants_page(), Some(first_sequence(1)), "tried again");
-    bench.queue.page_in(first_sequence(1), lanes[1].clone(), true);
+    bench.page_in(first_sequence(1), lanes[1].clone(), true);
     assert_eq!(bench.wants_page(), Some(first_sequence(4)));
-    bench.queue.page_in(first_sequence(4), lanes[4].clone(), true);
+    bench.page_in(first_sequence(4), lanes[4].clone(), true);
     assert_eq!(bench.take(), "e#21845+ c#1+ b#10923+ a#43689+ d#43690");
     bench.push_as(HIGH, "1f");
     assert_eq!(bench.take(), "f#21846");

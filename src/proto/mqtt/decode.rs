@@ -26,6 +26,13 @@ pub fn decode(
     version: Version,
     max_packet_size: u32,
 ) -> Result<Option<(Packet<'_>, usize)>, ProtocolError> {
+    // Most of what comes from whoever receives messages.
+    if let [PUBACK, 2, high, low, ..] = *bytes
+        && let Some(packet_id) = PacketId::new(u16::from_be_bytes([high, low]))
+        && max_packet_size >= 4
+    {
+        return Ok(Some((Packet::Puback(Ack::new(packet_id, ReasonCode::Success)), 4)));
+    }
     let Some((header, total)) = frame(bytes, version, max_packet_size)? else { return Ok(None) };
     let Some(body) = bytes.get(header..total) else { return Ok(None) };
     Ok(Some((packet(bytes[0], body, version)?, total)))
@@ -74,6 +81,8 @@ fn frame(bytes: &[u8], version: Version, max_packet_size: u32) -> Result<Option<
 }
 
 const CONNECT: u8 = 1;
+/// The first byte of a PUBACK.
+const PUBACK: u8 = 0x40;
 const TRAILING: ProtocolError = ProtocolError::malformed("a packet is longer than its content");
 const BAD_FLAGS: ProtocolError = ProtocolError::malformed("the flags of a fixed header are not those of its packet");
 

@@ -1,6 +1,8 @@
 //! The part of a lane that is on disk only: how it comes to be, is read again, and loses what has expired.
 //!
-//! One question to the store is under way at a time, a page or a sweep, so that neither sees what the other takes away.
+//! What was read waits as it lies on disk ([`Packed`]); its messages are made when those before them are gone. One
+//! question to the store is under way at a time, a page or a sweep, so that neither sees what the other takes
+//! away.
 
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use super::{Entry, Inflight, InflightState, Lane};
 use crate::clock::UnixMillis;
 use crate::hub::queue::{Age, Incoming, QueueLimits, expires_at};
 use crate::message::Message;
-use crate::store::{Op, PageLimit, StoredMessage, StoredState, Sweep, Swept};
+use crate::store::{Op, Packed, PackedRun, PageLimit, StoredState, Sweep, Swept};
 
 /// For what has to be looked at by the next sweep.
 pub(super) const AT_ONCE: UnixMillis = UnixMillis(i64::MIN);
@@ -16,7 +18,7 @@ pub(super) const AT_ONCE: UnixMillis = UnixMillis(i64::MIN);
 /// The part of a durable lane that is on disk only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tail {
-    /// The first sequence that is on disk only.
+    /// The first sequence that was not read yet.
     pub from: u64,
     pub messages: u64,
     pub bytes: u64,
@@ -40,7 +42,11 @@ impl Lane {
     /// Lets go of what waits in memory and is in the journal too, except the first `kept` messages.
     pub fn page_out(&mut self, kept: usize, limits: &QueueLimits) {
         // A page that is on its way goes behind what waits now.
-        if !self.durable || self.loading.is_some() || self.waiting.len() <= kept {
+        if !self.durable || self.loading.is_some() {
+            return;
+        }
+        self.put_back();
+        if self.waiting.len() <= kept {
             return;
         }
         let paged = self.waiting.split_off(kept);
@@ -57,9 +63,19 @@ impl Lane {
         self.tail = Some(tail);
     }
 
+    /// Forgets what was read ahead: it is read again.
+    fn put_back(&mut self) {
+        if let (Some(first), Some(tail)) = (self.ahead.first(), &mut self.tail) {
+            tail.from = first;
+            self.held -= self.ahead.bytes() as u64;
+            self.ahead = Packed::default();
+        }
+    }
+
     /// Gives up what is on disk only, except what may have been sent before the gateway stopped; returns how many messages
     /// that were.
     pub(super) fn purge_tail(&mut self, ops: &mut Vec<Op>) -> u64 {
+        self.put_back();
         let Some(tail) = &mut self.tail else { return 0 };
         let first = tail.from + self.maybe_sent as u64;
         if first >= self.next_sequence {
@@ -83,6 +99,7 @@ impl Lane {
         if self.waiting_expires_at.is_none_or(|at| at > age.now) {
             return 0;
         }
+        self.unpack_all(0);
         let mut expired = 0;
         self.waiting_expires_at = None;
         for entry in std::mem::take(&mut self.waiting) {
@@ -141,7 +158,8 @@ impl Lane {
     /// the next one is read. The caller asks the store and gives the page to [`Lane::page_in`].
     pub fn wants_page(&mut self, page: PageLimit) -> Option<u64> {
         let tail = self.tail?;
-        let is_ahead = self.waiting.len() > page.messages || self.waiting_bytes > page.bytes as u64;
+        let (messages, bytes) = (self.waiting.len() + self.ahead.len(), self.waiting_bytes + self.ahead.bytes() as u64);
+        let is_ahead = messages > page.messages || bytes > page.bytes as u64;
         if self.loading.is_some() || is_ahead {
             return None;
         }
@@ -150,26 +168,75 @@ impl Lane {
     }
 
     /// Appends a page of the tail. `complete` says that nothing followed it on disk when it was read.
-    pub fn page_in(&mut self, messages: Vec<StoredMessage>, complete: bool) {
+    pub fn page_in(&mut self, page: Packed, complete: bool) {
         let Some(next_at_request) = self.loading.take() else { return };
-        let Some(mut tail) = self.tail.take() else { return };
-        for stored in messages {
+        let Some(tail) = &mut self.tail else { return };
+        // What is before was given up while the page was being read.
+        let from = tail.from;
+        let is_cut = page.first().is_some_and(|first| first < from);
+        if let Some(last) = page.last() {
+            tail.from = from.max(last + 1);
+        }
+        if complete {
+            tail.from = tail.from.max(next_at_request);
+        }
+        let is_over = tail.from >= self.next_sequence;
+        self.held += page.bytes() as u64;
+        let must_unpack = is_over || is_cut || self.maybe_sent > 0 || page.has_released();
+        self.ahead.append(page);
+        // When it expires is not asked here but by the next sweep.
+        self.waiting_expires_at = Some(AT_ONCE);
+        if must_unpack {
+            // What was given up was the first of the queue: where the page was cut, nothing else is ahead.
+            self.unpack_all(if is_cut { from } else { 0 });
+        }
+        if complete {
+            // What is paged in later was queued by this process; ahead of what waits it would be out of order.
+            self.maybe_sent = 0;
+        }
+        if is_over {
+            self.tail = None;
+        }
+    }
+
+    /// Whether anything waits to be sent; makes messages of what was read where all before it is gone.
+    pub(super) fn has_waiting(&mut self) -> bool {
+        while self.waiting.is_empty()
+            && let Some(run) = self.pop_ahead()
+        {
+            self.unpack(&run, 0);
+        }
+        !self.waiting.is_empty()
+    }
+
+    /// Lets all that was read ahead wait, from sequence `from` on.
+    fn unpack_all(&mut self, from: u64) {
+        while let Some(run) = self.pop_ahead() {
+            self.unpack(&run, from);
+        }
+    }
+
+    fn pop_ahead(&mut self) -> Option<PackedRun> {
+        let run = self.ahead.pop()?;
+        self.held -= run.bytes() as u64;
+        Some(run)
+    }
+
+    /// Lets the messages of a run wait, from sequence `from` on.
+    fn unpack(&mut self, run: &PackedRun, from: u64) {
+        let (mut messages, mut bytes) = (0, 0);
+        run.unpack(|stored| {
             let sequence = stored.sequence;
-            if sequence < tail.from || self.purged.contains(&sequence) {
+            if sequence < from || self.purged.contains(&sequence) {
                 // Given up while the page was being read.
-                continue;
+                return;
             }
-            tail.from = sequence + 1;
-            tail.messages = tail.messages.saturating_sub(1);
-            let message = match stored.state {
-                StoredState::Released => {
-                    self.inflight.push_back(Inflight { sequence, state: InflightState::Released });
-                    continue;
-                }
-                StoredState::Queued(message) => message,
+            messages += 1;
+            let StoredState::Queued(message) = stored.state else {
+                return self.inflight.push_back(Inflight { sequence, state: InflightState::Released });
             };
-            let size = message.size() as u64;
-            tail.bytes = tail.bytes.saturating_sub(size);
+            let size = message.size();
+            bytes += size as u64;
             let incoming = Incoming {
                 message,
                 qos: stored.qos,
@@ -178,7 +245,7 @@ impl Lane {
                 shared: stored.shared,
                 spread: 0,
             };
-            self.held += incoming.own_weight();
+            self.held += incoming.weight(size);
             // Behind a hole in the numbers, as damage to the disk leaves one, nothing was sent yet.
             let may_have_sent = self.clearing.as_ref().is_none_or(|clearing| clearing.may_have_sent(sequence));
             if self.maybe_sent > 0 && may_have_sent && self.identifier_is_free(sequence) {
@@ -186,18 +253,14 @@ impl Lane {
                 self.inflight.push_back(Inflight { sequence, state: InflightState::Published(incoming) });
             } else {
                 self.maybe_sent = 0;
-                self.waiting_bytes += size;
-                // When it expires is not asked here but by the next sweep.
-                self.waiting_expires_at = Some(AT_ONCE);
+                self.waiting_bytes += size as u64;
                 self.waiting.push_back(Entry { sequence, incoming, committed: None });
             }
+        });
+        if let Some(tail) = &mut self.tail {
+            tail.messages = tail.messages.saturating_sub(messages);
+            tail.bytes = tail.bytes.saturating_sub(bytes);
         }
-        if complete {
-            tail.from = tail.from.max(next_at_request);
-            // What is paged in later was queued by this process; ahead of what waits it would be out of order.
-            self.maybe_sent = 0;
-        }
-        self.tail = (tail.from < self.next_sequence).then_some(tail);
     }
 
     /// The page could not be read; [`Lane::wants_page`] asks again.
