@@ -214,6 +214,11 @@ fn run_reloads_on_sighup_and_drains_on_sigterm() {
     gateway.signal(Signal::HUP);
     gateway.expect("unknown key `listners` here");
     gateway.expect("nothing was changed");
+    let upstream = "{ name: c, url: mqtt://127.0.0.1:1, username: u, password: file:gone, out: [{ filter: a }] }";
+    write_config(directory.path(), &format!("{ANY_PORT}upstreams: [{upstream}]\n"));
+    gateway.signal(Signal::HUP);
+    let problem = gateway.expect("`password` cannot be read");
+    assert!(problem.contains("gone: No such file"), "{problem}");
     gateway.signal(Signal::TERM);
     let (code, took) = gateway.end();
     assert_eq!(code, Some(0), "{}", gateway.seen);
@@ -238,6 +243,7 @@ fn changed_users_and_rules_count_without_a_signal_and_nothing_else_changes() {
     gateway.expect("nothing was changed");
     fs::write(&rules, "topic read b\n").unwrap();
     gateway.expect("users and rules taken over");
+    gateway.expect("the configuration is right again");
     // What else has changed waits for somebody to ask.
     write_config(directory.path(), &format!("{files}allow_anonymous: never\nmqttsn: {{ address: 127.0.0.1:0 }}\n"));
     gateway.expect("users and rules taken over");

@@ -59,7 +59,8 @@ impl std::fmt::Display for Lesson {
         };
         write!(
             f,
-            "the upstream closes the connection on {what} of the `out` rule for `{filter}`: they are sent as less; {key} in the              rule says so from the start"
+            "the upstream closes the connection on {what} of the `out` rule for `{filter}`: they are sent as less; {key} in \
+             the rule says so from the start"
         )
     }
 }

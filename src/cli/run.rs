@@ -42,7 +42,7 @@ pub fn run(path: &Path) -> ExitCode {
 }
 
 async fn serve(path: &Path, config: Config, files: Vec<PathBuf>, clock: Clock, ring: LogRing) -> ExitCode {
-    let mut files = Watched::new(files);
+    let files = Watched::new(files);
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => {
@@ -60,6 +60,7 @@ async fn serve(path: &Path, config: Config, files: Vec<PathBuf>, clock: Clock, r
     let name = gateway.handle().name().clone();
     let (stop, shutdown) = watch::channel(false);
     let (reload, reloads) = mpsc::channel(1);
+    let mut source = Source { path, files, reload, is_wrong: false };
     let running = gateway.run(shutdown, reloads);
     tokio::pin!(running);
     info!(gateway = %name, version = env!("CARGO_PKG_VERSION"), "running");
@@ -71,16 +72,16 @@ async fn serve(path: &Path, config: Config, files: Vec<PathBuf>, clock: Clock, r
         tokio::select! {
             () = &mut running => return ExitCode::SUCCESS,
             _ = watchdog.tick() => notify(&[NotifyState::Watchdog]),
-            _ = look.tick() => if files.have_changed() {
+            _ = look.tick() => if source.files.have_changed() {
                 tokio::select! {
-                    () = reload_access(path, &reload, &mut files) => {}
+                    () = source.reload_access() => {}
                     () = &mut running => return ExitCode::SUCCESS,
                 }
             },
             asked = signals.next() => match asked {
                 Asked::Reload => {
                     tokio::select! {
-                        () = reload_config(path, &reload, &mut files) => {}
+                        () = source.reload_all() => {}
                         () = &mut running => return ExitCode::SUCCESS,
                     }
                 }
@@ -107,53 +108,70 @@ async fn serve(path: &Path, config: Config, files: Vec<PathBuf>, clock: Clock, r
     }
 }
 
-/// Somebody asked: reads the configuration again and hands it to the gateway, if it is right.
-async fn reload_config(path: &Path, reload: &mpsc::Sender<Reload>, files: &mut Watched) {
-    let mut reloading = vec![NotifyState::Reloading];
-    reloading.extend(NotifyState::monotonic_usec_now());
-    notify(&reloading);
-    if let Some(Loaded { config, warnings, files: read }) = load_again(path).await {
-        files.follow(read);
-        for line in warnings.lines() {
-            warn!(warning = line, "configuration");
-        }
-        if let Some(changes) = take_over(config, Scope::All, reload).await {
-            info!(changes = changes.len(), "configuration read again");
-        }
-    }
-    notify(&[NotifyState::Ready]);
+/// The configuration's files, which may change while the gateway runs.
+struct Source<'a> {
+    path: &'a Path,
+    files: Watched,
+    reload: mpsc::Sender<Reload>,
+    /// What was read last was wrong, and is not what runs.
+    is_wrong: bool,
 }
 
-/// A file of the configuration has changed: its users and rules count from now on, the rest when somebody asks.
-async fn reload_access(path: &Path, reload: &mpsc::Sender<Reload>, files: &mut Watched) {
-    let Some(Loaded { config, files: read, .. }) = load_again(path).await else { return };
-    files.follow(read);
-    let changes = take_over(config, Scope::Access, reload).await;
-    for change in changes.into_iter().flatten() {
-        info!(change, "a file of the configuration has changed");
-    }
-}
-
-async fn load_again(path: &Path) -> Option<Loaded> {
-    let file = path.to_path_buf();
-    match tokio::task::spawn_blocking(move || config::load(&file)).await {
-        Ok(Ok(loaded)) => return Some(loaded),
-        Ok(Err(reports)) => {
-            for line in reports.lines() {
-                error!(problem = line, "configuration");
+impl Source<'_> {
+    /// Somebody asked: reads the configuration again and hands it to the gateway, if it is right.
+    async fn reload_all(&mut self) {
+        let mut reloading = vec![NotifyState::Reloading];
+        reloading.extend(NotifyState::monotonic_usec_now());
+        notify(&reloading);
+        if let Some(Loaded { config, warnings, files }) = self.load().await {
+            self.files.follow(files);
+            for line in warnings.lines() {
+                warn!(warning = line, "configuration");
             }
-            error!(path = %path.display(), "the configuration is wrong and nothing was changed");
+            if let Some(changes) = self.take_over(config, Scope::All).await {
+                info!(changes = changes.len(), "configuration read again");
+            }
         }
-        Err(fault) => error!(%fault, "the configuration could not be read"),
+        notify(&[NotifyState::Ready]);
     }
-    None
-}
 
-/// Hands a configuration to the gateway; what has changed.
-async fn take_over(config: Config, scope: Scope, reload: &mpsc::Sender<Reload>) -> Option<Vec<String>> {
-    let (done, changes) = oneshot::channel();
-    reload.send(Reload { config, scope, done }).await.ok()?;
-    changes.await.ok()
+    /// A file of the configuration has changed: its users and rules count from now on, the rest when somebody asks.
+    async fn reload_access(&mut self) {
+        let was_wrong = self.is_wrong;
+        let Some(Loaded { config, files, .. }) = self.load().await else { return };
+        self.files.follow(files);
+        let changes = self.take_over(config, Scope::Access).await;
+        for change in changes.into_iter().flatten() {
+            info!(change, "a file of the configuration has changed");
+        }
+        if was_wrong {
+            info!("the configuration is right again; a reload applies what else has changed in it");
+        }
+    }
+
+    async fn load(&mut self) -> Option<Loaded> {
+        let file = self.path.to_path_buf();
+        let loaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
+        self.is_wrong = !matches!(loaded, Ok(Ok(_)));
+        match loaded {
+            Ok(Ok(loaded)) => return Some(loaded),
+            Ok(Err(reports)) => {
+                for line in reports.lines() {
+                    error!(problem = line, "configuration");
+                }
+                error!(path = %self.path.display(), "the configuration is wrong and nothing was changed");
+            }
+            Err(fault) => error!(%fault, "the configuration could not be read"),
+        }
+        None
+    }
+
+    /// Hands a configuration to the gateway; what has changed.
+    async fn take_over(&self, config: Config, scope: Scope) -> Option<Vec<String>> {
+        let (done, changes) = oneshot::channel();
+        self.reload.send(Reload { config, scope, done }).await.ok()?;
+        changes.await.ok()
+    }
 }
 
 /// Ticks twice as often as systemd wants to hear from us; never, where it does not.

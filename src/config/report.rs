@@ -107,15 +107,23 @@ impl Reports {
         text
     }
 
-    /// One line per report: `file:line:column: message`, for logs.
+    /// One line per report: `file:line:column: message (label); help`, for logs.
     pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.reports.iter().map(|report| match report.place {
-            Some(place) => {
+        self.reports.iter().map(|report| {
+            let mut text = String::new();
+            if let Some(place) = report.place {
                 let (line, column) = self.sources.position(place);
                 let path = self.sources.get(place.file).map(|source| source.path.display().to_string());
-                format!("{}:{line}:{column}: {}", path.unwrap_or_default(), report.message)
+                let _ = write!(text, "{}:{line}:{column}: ", path.unwrap_or_default());
             }
-            None => report.message.clone(),
+            text.push_str(&report.message);
+            if !report.label.is_empty() {
+                let _ = write!(text, " ({})", report.label);
+            }
+            if let Some(help) = &report.help {
+                let _ = write!(text, "; {help}");
+            }
+            text
         })
     }
 
