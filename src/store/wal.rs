@@ -22,8 +22,11 @@ const MAGIC: u32 = 0x377f_0682;
 pub(super) enum Condition {
     /// SQLite reads all of it, or there is none.
     Whole,
-    /// Behind what SQLite reads lies what a crash has left. It is best cut off: behind another crash it could look like
-    /// damage.
+    /// Behind what SQLite reads lies what an earlier round through the file has left. It is best cut off, as the next: behind
+    /// another crash it could look like damage.
+    Rest,
+    /// The last transaction is not whole. Mostly the machine stopped while it was written, and nobody was told of it; where
+    /// the disk has damaged it, or said too early that it was there, it was acknowledged and is lost.
     Torn,
     /// Why it may not be read, for a person.
     Damaged(String),
@@ -61,17 +64,19 @@ pub(super) fn check(path: &Path) -> io::Result<Condition> {
     let salts = &header[16..24];
     let mut frame = vec![0; FRAME_HEADER_BYTES + page_bytes];
     let mut broken_at = None;
-    let mut committed_behind = false;
+    let (mut is_torn, mut committed_behind) = (false, false);
     let mut at = HEADER_BYTES;
     while read_whole(&mut file, &mut frame)? {
         // What an earlier round through the file has left has other salts.
         let is_ours = &frame[8..16] == salts;
+        is_torn |= broken_at.is_some() && is_ours;
         match broken_at {
             None => {
                 sum.add(&frame[..8]);
                 sum.add(&frame[FRAME_HEADER_BYTES..]);
                 if !is_ours || !sum.agrees(&frame[16..24]) {
                     broken_at = Some(at);
+                    is_torn = is_ours;
                     committed_behind = is_ours && is_commit(&frame);
                 }
             }
@@ -84,7 +89,11 @@ pub(super) fn check(path: &Path) -> io::Result<Condition> {
         }
         at += frame.len();
     }
-    Ok(if broken_at.is_some() { Condition::Torn } else { Condition::Whole })
+    Ok(match broken_at {
+        Some(_) if is_torn => Condition::Torn,
+        Some(_) => Condition::Rest,
+        None => Condition::Whole,
+    })
 }
 
 /// Where a log holds the newest versions of pages, for reading a database that SQLite does not.
