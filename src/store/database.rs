@@ -205,14 +205,6 @@ impl Database {
         Ok(())
     }
 
-    /// Puts in doubt which packet identifiers are in use, of all sessions.
-    pub fn doubt_all(&mut self) -> rusqlite::Result<()> {
-        self.transaction(|connection, state| {
-            connection.execute("DELETE FROM doubt", [])?;
-            state.sessions.keys().try_for_each(|session| write_doubt(connection, *session, None).map(|_| ()))
-        })
-    }
-
     /// Gives up to `bytes` of free pages back to the file system; takes effect with the next checkpoint.
     pub fn vacuum(&mut self, bytes: u64) -> rusqlite::Result<()> {
         let pages = bytes / self.page_bytes;

@@ -242,6 +242,17 @@ fn open_database(path: &Path) -> Result<Database, Trouble> {
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
          PRAGMA journal_size_limit = {MAX_WAL_FILE_BYTES};"
     ))?;
+    if log == wal::Condition::Torn {
+        warn!(
+            path = %path.display(),
+            "the store's last transaction is not whole: it was being written when the gateway or the machine stopped; if neither \
+             had, what it held is lost, and the disk is to blame"
+        );
+    }
+    if matches!(log, wal::Condition::Torn | wal::Condition::Rest) {
+        // On a full disk it stays as it is.
+        let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
     if !is_new {
         match quick_check(&mut connection, CHECK_TIME)? {
             Some(findings) if !findings.is_empty() => return Err(Trouble::Unusable(findings.join("; "))),
@@ -250,21 +261,7 @@ fn open_database(path: &Path) -> Result<Database, Trouble> {
         }
     }
     migrate(&mut connection, version)?;
-    let mut database = Database::new(connection)?;
-    if log == wal::Condition::Torn {
-        warn!(
-            path = %path.display(),
-            "the store's last transaction is not whole: it was being written when the gateway or the machine stopped; if neither \
-             had, what it held is lost, and the disk is to blame"
-        );
-        if let Err(error) = database.doubt_all() {
-            warn!(%error, "what receivers of QoS 2 messages hold of it cannot be put in doubt");
-        }
-    }
-    if matches!(log, wal::Condition::Torn | wal::Condition::Rest) {
-        // On a full disk it stays as it is.
-        let _ = database.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-    }
+    let database = Database::new(connection)?;
     info!(
         path = %path.display(),
         sessions = database.state.sessions.len(),

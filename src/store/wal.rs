@@ -25,8 +25,8 @@ pub(super) enum Condition {
     /// Behind what SQLite reads lies what an earlier round through the file has left. It is best cut off, as the next: behind
     /// another crash it could look like damage.
     Rest,
-    /// The last transaction is not whole. Mostly the machine stopped while it was written, and nobody was told of it; where
-    /// the disk has damaged it, or said too early that it was there, it was acknowledged and is lost.
+    /// The last transaction is not whole. Mostly the gateway or the machine stopped while it was written, and nobody was told
+    /// of it; where the disk has damaged it, or said too early that it was there, it was acknowledged and is lost.
     Torn,
     /// Why it may not be read, for a person.
     Damaged(String),
