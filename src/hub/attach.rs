@@ -10,7 +10,7 @@ use super::attachment::{Attachment, Fate};
 use super::delivery::Estate;
 use super::queue::{Layout, Queue};
 use super::session::{Face, Session, SessionExpiry, State};
-use super::{Attach, Hub, Link};
+use super::{Attach, Hub, Link, Will};
 use crate::store::SessionId;
 
 /// Why a connection cannot attach.
@@ -175,7 +175,7 @@ impl Hub {
         will: WillDue,
     ) {
         state.detached_at = Some(self.now());
-        let (mut due, mut estate) = (None, Estate::default());
+        let mut due = None;
         let ends = state.expiry == SessionExpiry::OnDetach || state.expiry == SessionExpiry::After(Duration::ZERO);
         match will {
             WillDue::No => state.will = None,
@@ -184,23 +184,27 @@ impl Hub {
             }
             WillDue::Yes => {}
         }
-        if ends {
-            estate = self.end(session, &mut state);
-        } else {
+        let estate = ends.then(|| self.end(session, &mut state));
+        if !ends {
             session.journal(&mut state, self.store());
         }
         drop(state);
-        if ends {
+        self.follow_up(session, estate, due);
+    }
+
+    /// What follows outside the lock when a session may have ended, which leaves an estate then, or its will is due.
+    pub(super) fn follow_up(&self, session: &Arc<Session>, estate: Option<Estate>, will: Option<Will>) {
+        if let Some(estate) = estate {
             self.forget(session);
             self.settle(estate);
         }
-        if let Some(will) = due {
+        if let Some(will) = will {
             self.publish_will(session, will);
         }
     }
 
     /// Takes an ended session out of the map, unless a new one has taken its place.
-    pub(super) fn forget(&self, session: &Arc<Session>) {
+    fn forget(&self, session: &Arc<Session>) {
         let mut sessions = self.0.sessions.lock();
         let key = (session.face, session.client_id.clone());
         if sessions.get(&key).is_some_and(|known| Arc::ptr_eq(known, session)) {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::info;
 
-use super::delivery::Estate;
 use super::session::{Session, submit};
 use super::{Hub, sys};
 use crate::clock::UnixMillis;
@@ -71,20 +70,14 @@ impl Hub {
         }
         let (ends, due) = (state.has_expired(now), state.will_is_due(now));
         let will = if due { state.will.take() } else { None };
-        let mut estate = Estate::default();
+        let mut estate = None;
         if ends {
             self.0.counters.expired_sessions.fetch_add(1, Ordering::Relaxed);
-            estate = self.end(session, &mut state);
+            estate = Some(self.end(session, &mut state));
         } else if due {
             session.journal(&mut state, self.store());
         }
         drop(state);
-        if ends {
-            self.forget(session);
-            self.settle(estate);
-        }
-        if let Some(will) = will {
-            self.publish_will(session, will);
-        }
+        self.follow_up(session, estate, will);
     }
 }

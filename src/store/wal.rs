@@ -69,14 +69,12 @@ pub(super) fn check(path: &Path) -> io::Result<Condition> {
     while read_whole(&mut file, &mut frame)? {
         // What an earlier round through the file has left has other salts.
         let is_ours = &frame[8..16] == salts;
-        is_torn |= broken_at.is_some() && is_ours;
         match broken_at {
             None => {
                 sum.add(&frame[..8]);
                 sum.add(&frame[FRAME_HEADER_BYTES..]);
                 if !is_ours || !sum.agrees(&frame[16..24]) {
                     broken_at = Some(at);
-                    is_torn = is_ours;
                     committed_behind = is_ours && is_commit(&frame);
                 }
             }
@@ -87,6 +85,7 @@ pub(super) fn check(path: &Path) -> io::Result<Condition> {
             }
             Some(_) => committed_behind |= is_ours && is_commit(&frame),
         }
+        is_torn |= is_ours && broken_at.is_some();
         at += frame.len();
     }
     Ok(match broken_at {
